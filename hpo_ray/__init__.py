@@ -1,0 +1,30 @@
+"""Hyperparameter optimisation on Ray Tune: one command per method, one override to change it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpo_ray.best import load_best
+    from hpo_ray.results import StudyResult, load_study
+    from hpo_ray.space import Space
+    from hpo_ray.study import Task
+    from hpo_ray.trainables.context import get_context
+
+__all__ = ["Space", "StudyResult", "Task", "get_context", "load_best", "load_study"]
+
+_MODULES = {
+    "Space": "space",
+    "StudyResult": "results",
+    "Task": "study",
+    "get_context": "trainables.context",
+    "load_best": "best",
+    "load_study": "results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"hpo_ray.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,296 @@
+"""The command line: `python -m hpo_ray [verb] [flags] [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hpo_ray.errors import ConfigError, HpoRayError
+
+if TYPE_CHECKING:
+    from hpo_ray.results import StudyResult
+    from hpo_ray.study import Draft
+
+HELP = """\
+Tunes hyperparameters with Ray Tune. One command per method, one override to change it.
+
+  python -m hpo_ray [VERB] [FLAGS] [KEY=VALUE ...]
+
+verbs
+  run (default)   tune:               python -m hpo_ray method=hyperband task=digits_mlp
+  plan [--json]   what run would do:  python -m hpo_ray plan method=hyperband scheduler.max_resource=81
+  list            what there is: methods, tasks, searchers, schedulers, studies
+
+your own training code, a function or class of Ray Tune:
+  python -m hpo_ray task=custom task.trainable=my_module.train 'space={lr: {low: 1e-5, high: 0.1, log: true}}'
+
+keys (python -m hpo_ray --cfg job prints all of them)
+  method= task= searcher= scheduler= executor= resources= space= tracker= experiment=    choices; see list
+  seed=0                         same seed, same trials
+  space.NAME=0.1                 fix one;  space.NAME.low=1e-4  move a bound;  'space.NAME=[a, b]'  replace it
+  '+space.NAME={low: 0, high: 1}' add one; ~space.NAME  take it out
+  task.metric= task.mode= task.max_resource= task.args.NAME=
+  scheduler.max_resource= scheduler.min_resource= scheduler.eta=
+  budget.trials= budget.rounds= budget.time_s= budget.target= budget.concurrency=
+  study.name= study.root=outputs view=auto|live|plain|none
+
+flags
+  --config-dir DIR    a folder with groups and configurations of your own
+  --config-name NAME  the configuration to start from
+  --cfg job           print the composed configuration and stop
+  --version           print the version
+  --hydra-help, --info, --shell-completion: as Hydra has them
+
+exit codes: 0 done, 1 the study failed, 2 the command or configuration can't be, 130 and 143 interrupted
+"""
+
+HYDRA_FLAGS = ("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+HYDRA_MODIFIERS = ("--resolve", "--package", "-p")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line, and gives the exit code.
+
+    Args:
+        arguments: what was typed after the program's name; by default those of the process.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    # `python -m` has the current folder on the path, the console script has not: a user's own code lies there.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return _dispatch(typed)
+    except HpoRayError as error:
+        print(f"hpo_ray: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _dispatch(typed: list[str]) -> int:
+    verb = "run"
+    if typed and not typed[0].startswith(("-", "+", "~")) and "=" not in typed[0]:
+        verb = typed.pop(0)
+        if verb not in VERBS:
+            from hpo_ray.config import nearest
+
+            raise ConfigError(f"{verb}: no such verb{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}")
+    flags = {argument.split("=")[0] for argument in typed}
+    if flags & {"--help", "-h"}:
+        print(HELP, end="")
+        return 0
+    if "--version" in flags:
+        print(f"hpo_ray {version('hpo_ray')}")
+        return 0
+    if flags & {"-m", "--multirun"}:
+        raise ConfigError(
+            "-m: not taken, since a sweep is what a method does. To compare methods or settings, run one study for "
+            "each, with study.name=NAME",
+            key="-m",
+        )
+    if flags & set(HYDRA_FLAGS):
+        return _hydra(typed)
+    return VERBS[verb](typed)
+
+
+def _run(typed: list[str]) -> int:
+    draft = _draft(_parser("run").parse_intermixed_args(typed))
+    from hpo_ray.study import build
+    from hpo_ray.view import make_view
+
+    study = build(draft)
+    from hpo_ray.executors.loop import run
+
+    result = run(study, make_view(draft.config["view"]))
+    if draft.config["view"] != "none":
+        print(_summary(result, draft, typed))
+    ended = result.state.ended
+    if ended is not None and ended.state == "interrupted":
+        return 143 if ended.reason.startswith("SIGTERM") else 130
+    return 0
+
+
+def _plan(typed: list[str]) -> int:
+    parser = _parser("plan")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_intermixed_args(typed)
+    draft = _draft(options)
+    plan = draft.plan
+    if options.json:
+        full = plan.full_trainings
+        content = {
+            "method": draft.method,
+            "trials": plan.trials,
+            "total_resource": plan.total_resource,
+            "total_resource_restarting": plan.total_resource_restarting,
+            "full_trainings": None if full is None else round(full, 4),
+            "rounds": plan.rounds,
+            "brackets": [
+                {"s": bracket.s, "rungs": [{"n": rung.n, "r": rung.r} for rung in bracket.rungs]}
+                for bracket in plan.brackets
+            ],
+        }
+        print(json.dumps(content))
+        return 0
+    from hpo_ray.view import clock, count, headline
+
+    unit = draft.task.unit
+    print(headline(draft))
+    if plan.full_trainings is not None:
+        print(f"as many {unit}s as {plan.full_trainings:.4g} full trainings of {count(plan.max_resource, unit)}")
+    if plan.total_resource_restarting != plan.total_resource:
+        print(f"({plan.total_resource_restarting} {unit}s if trials that move up had to start again)")
+    if plan.trials is None and draft.budget.time_s is not None:
+        print(f"ends after {clock(draft.budget.time_s)}")
+    if plan.brackets:
+        rungs = max(len(bracket.rungs) for bracket in plan.brackets)
+        rows = [["bracket", *(f"rung {i}" for i in range(rungs)), f"{unit}s"]]
+        for bracket in plan.brackets:
+            cells = [f"{rung.n} to {rung.r}" for rung in bracket.rungs]
+            rows.append([f"s={bracket.s}", *cells, *[""] * (rungs - len(cells)), str(bracket.resource)])
+        _print_table(rows)
+        if plan.rounds != 1:
+            print("again and again" if plan.rounds is None else f"{plan.rounds} rounds of these brackets")
+    return 0
+
+
+def _list(typed: list[str]) -> int:
+    parser = _parser("list")
+    options = parser.parse_intermixed_args(typed)
+    from hpo_ray.config import choices, load
+
+    for group in ("method", "task", "searcher", "scheduler", "experiment"):
+        print(f"{group}=")
+        rows = [["", name, _one_liner(path)] for name, path in choices(group, options.config_dir).items()]
+        _print_table(rows)
+    root = Path(load(options.overrides, options.config_dir, options.config_name).study.root)
+    print(f"studies in {root}/")
+    studies = [["", folder.name, _study_line(folder)] for folder in sorted(root.glob("*")) if _is_study(folder)]
+    _print_table(studies or [["", "none yet", ""]])
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "plan": _plan, "list": _list}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors look like all our others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `python -m hpo_ray --help` tells what there is")
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"hpo_ray {verb}", allow_abbrev=False, add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn")
+    parser.add_argument("overrides", nargs="*")
+    return parser
+
+
+def _draft(options: argparse.Namespace) -> Draft:
+    for override in options.overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override}: not an override; write key=value", key=override)
+    from hpo_ray.config import load
+    from hpo_ray.study import draft
+
+    return draft(load(options.overrides, options.config_dir, options.config_name))
+
+
+def _hydra(typed: list[str]) -> int:
+    """What prints and exits is Hydra's own: --cfg, --info, --hydra-help, shell completion."""
+    import hydra
+
+    from hpo_ray.config import conf_dir, load, search_path
+    from hpo_ray.overrides import rewrite
+
+    overrides = [argument for argument in typed if not argument.startswith("-") and "=" in argument]
+    options, _ = _parser("run").parse_known_args([a for a in typed if a.startswith(("--config-", "-cd", "-cn"))])
+    load(overrides, options.config_dir, options.config_name)  # errors as everywhere, before Hydra prints its own
+    flags = [argument for argument in typed if argument not in overrides]
+    sys.argv = ["hpo_ray", *flags, *rewrite(overrides)]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(lambda _: None)()
+    return 0
+
+
+def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
+    """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
+    from hpo_ray.best import CHECKPOINT_FOLDER
+    from hpo_ray.results import BEST_FOLDER
+    from hpo_ray.view import STATES, clock, count, incumbent
+
+    state, unit = result.state, draft.task.unit
+    assert state.ended is not None
+    states = ", ".join(f"{state.states[name]} {name}" for name in STATES if state.states[name])
+    planned = draft.plan.total_resource
+    spent = f"{state.trained} of {count(planned, unit)}" if planned else count(state.trained, unit)
+    lines = ["", f"{state.ended.state}: {state.ended.reason}"]
+    lines.append(f"{count(len(state.trials), 'trial')} ({states}), {spent}, {clock(state.ended.time)}")
+    best = result.best
+    folder = _short(result.path)
+    if best is None:
+        return "\n".join([*lines, f"log        {folder}"])
+    lines.append(f"best       {incumbent(best, draft)}")
+    if result.test_metrics:
+        test = ", ".join(f"{name} {value:.6g}" for name, value in result.test_metrics.items())
+        lines.append(f"test       {test} (computed for this trial only)")
+    lines += [f"  {name}: {value}" for name, value in draft.space.flatten(dict(best.config)).items()]
+    lines.append(f"all of it  {folder}")
+    checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
+    if checkpoint.is_dir():
+        lines.append(f"load it    python -c 'import hpo_ray; best = hpo_ray.load_best(\"{folder}\")'")
+    lines.append(f"next       {_next(draft, typed)}")
+    return "\n".join(lines)
+
+
+def _next(draft: Draft, typed: Sequence[str]) -> str:
+    """The same command with three times the resource."""
+    key = "scheduler.max_resource"
+    kept = [a for a in typed if not a.startswith((f"{key}=", "study.name="))]
+    return shlex.join(["python", "-m", "hpo_ray", *kept, f"{key}={3 * draft.max_resource}"])
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _one_liner(path: Path) -> str:
+    """The third line of a configuration file, which says what the choice is."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return lines[2].lstrip("# ") if len(lines) > 2 and lines[2].startswith("#") else ""
+
+
+def _is_study(folder: Path) -> bool:
+    from hpo_ray.events import FILE_NAME
+
+    return (folder / FILE_NAME).is_file()
+
+
+def _study_line(folder: Path) -> str:
+    """A study in one line, from its result.json."""
+    from hpo_ray.results import RESULT_FILE
+
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        best, totals = result["best"], result["totals"]
+        value = f"{result['metric']['name']} {best['value']:.6g}, " if best else ""
+        return f"{result['state']}: {value}{totals['trials']} trials, seed {result['seed']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "not finished"
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Prints columns aligned, the first of them to the left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The best trial of a study: its checkpoint and configuration, copied where they are easy to find, and loaded back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hpo_ray.errors import StudyError
+from hpo_ray.results import BEST_FOLDER, TrialRecord
+from hpo_ray.trainables.context import TrialContext, use_context
+
+if TYPE_CHECKING:
+    from ray.tune import Trainable
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINT_FOLDER = "checkpoint"
+BEST_FILE = "best.json"
+
+
+def save_best(folder: Path, best: TrialRecord) -> bool:
+    """Copies the best trial's configuration and last checkpoint to `best/`; whether there was a checkpoint.
+
+    Args:
+        folder: the study's folder.
+        best: its best trial.
+    """
+    target = folder / BEST_FOLDER
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    saved = best.checkpoint is not None and (folder / best.checkpoint).is_dir()
+    if saved:
+        shutil.copytree(folder / str(best.checkpoint), target / CHECKPOINT_FOLDER)
+    content = {
+        "trial_id": best.trial_id,
+        "number": best.number,
+        "config": best.config,
+        "value": best.value,
+        "resource": best.resource,
+        "checkpoint_resource": best.checkpoint_resource if saved else None,
+    }
+    (target / BEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return saved
+
+
+def load_best(path: str | Path) -> Trainable:
+    """The best trial of a study, as it was when it ended: its trainable, restored from its checkpoint.
+
+    For a `TorchTrainable`, `.model` is the trained network.
+
+        model = hpo_ray.load_best("outputs/digits_mlp-hyperband-1").model
+
+    Args:
+        path: the study's folder.
+
+    Raises:
+        StudyError: the folder holds no best trial with a checkpoint, or the trainable is a function, of which only the
+            files of the checkpoint can be given (the message says where they lie).
+        ConfigError: the trainable can't be imported.
+    """
+    from hpo_ray.study import load_trainable
+
+    folder = Path(path)
+    checkpoint = folder / BEST_FOLDER / CHECKPOINT_FOLDER
+    try:
+        best = json.loads((folder / BEST_FOLDER / BEST_FILE).read_text(encoding="utf-8"))
+        study = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{folder}: no best trial in it: {error.filename}: {error.strerror}") from None
+    if not checkpoint.is_dir():
+        raise StudyError(f"{folder}: the best trial saved no checkpoint; its configuration is in {BEST_FILE}")
+    trainable = load_trainable(study["task"]["trainable"])
+    if not isinstance(trainable, type):
+        raise StudyError(
+            f"{study['task']['trainable']} is a function, so how its checkpoint is read is up to its code; "
+            f"its files are in {checkpoint}"
+        )
+    return _restore(trainable, best["config"], checkpoint, _context(study, best["number"]))
+
+
+def test_best(folder: Path) -> Mapping[str, float] | None:
+    """The metrics of the best trial on the test split; None if its task has no `test` or saved no checkpoint."""
+    try:
+        trainable = load_best(folder)
+    except StudyError:
+        return None
+    if not hasattr(trainable, "test"):
+        return None
+    best = json.loads((folder / BEST_FOLDER / BEST_FILE).read_text(encoding="utf-8"))
+    study = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    with use_context(_context(study, best["number"])):
+        return dict(trainable.test())
+
+
+def _context(study: Mapping[str, Any], number: int) -> TrialContext:
+    """The context that the trial had, on this machine's processor: the GPU that it had may not be here."""
+    return TrialContext(
+        number=number,
+        study_seed=study["seed"],
+        max_resource=study["scheduler"].get("max_resource", study["task"]["max_resource"]),
+        args=study["task"]["args"],
+    )
+
+
+def _restore(cls: Any, config: Mapping[str, Any], checkpoint: Path, context: TrialContext) -> Any:
+    with use_context(context):
+        trainable = cls(dict(config))
+        trainable.restore(str(checkpoint))
+    return trainable

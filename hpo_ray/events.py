@@ -1,0 +1,265 @@
+"""The log of a study: `events.jsonl`, append-only, one JSON object a line, flushed as it happens.
+
+It is the truth of a study. Everything else (results, tables, reports, the state of scheduler and searcher) is folded
+from it. A process that dies in the middle of a write leaves at most one torn line, the last, which `repair` cuts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hpo_ray.errors import StudyError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "events.jsonl"
+
+
+class LogError(StudyError):
+    """A log that can't be read: the message names file, line and reason."""
+
+
+@dataclass(frozen=True)
+class StudyStarted:
+    """The first line of every log.
+
+    `time` is in seconds since the epoch; in all later events it counts seconds since this one.
+    """
+
+    kind: ClassVar[str] = "study_started"
+    study: str
+    method: str
+    task: str
+    metric: str
+    mode: str
+    seed: int
+    max_resource: int
+    time: float
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class TrialAdded:
+    """A trial was proposed. `tags`: what its method says of it (bracket, rung, generation, parent)."""
+
+    kind: ClassVar[str] = "trial_added"
+    trial_id: str
+    number: int
+    config: Mapping[str, Any]
+    tags: Mapping[str, Any]
+    time: float
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A trial reported. `trained`: units of resource that this report cost; `seconds`: wall clock of the step."""
+
+    kind: ClassVar[str] = "reported"
+    trial_id: str
+    resource: int
+    trained: int
+    metrics: Mapping[str, Any]
+    seconds: float
+    time: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint of a trial is complete. `path` is relative to the study's folder."""
+
+    kind: ClassVar[str] = "checkpoint_saved"
+    trial_id: str
+    resource: int
+    path: str
+    time: float
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The scheduler paused, stopped or promoted a trial. `tags` as they are after the decision."""
+
+    kind: ClassVar[str] = "decided"
+    trial_id: str
+    action: str
+    reason: str
+    tags: Mapping[str, Any]
+    time: float
+
+
+@dataclass(frozen=True)
+class TrialRetried:
+    """A trial failed and is about to be tried again, from its last checkpoint where it has one."""
+
+    kind: ClassVar[str] = "trial_retried"
+    trial_id: str
+    error: str
+    time: float
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial is over.
+
+    `state`: `completed` (reached its full resource or ended by itself), `stopped` (the scheduler, or the end of the
+    study, ended it early) or `failed` (raised, died or reported a value that is not finite).
+    """
+
+    kind: ClassVar[str] = "trial_ended"
+    trial_id: str
+    state: str
+    reason: str
+    error: str | None
+    time: float
+
+
+@dataclass(frozen=True)
+class StudyEnded:
+    """The study is over. `state`: `finished`, `interrupted` or `failed`."""
+
+    kind: ClassVar[str] = "study_ended"
+    state: str
+    reason: str
+    time: float
+
+
+Event = StudyStarted | TrialAdded | Reported | CheckpointSaved | Decided | TrialRetried | TrialEnded | StudyEnded
+_KINDS: dict[str, type[Event]] = {
+    kind.kind: kind
+    for kind in (
+        StudyStarted,
+        TrialAdded,
+        Reported,
+        CheckpointSaved,
+        Decided,
+        TrialRetried,
+        TrialEnded,
+        StudyEnded,
+    )
+}
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def _strict(value: Any) -> Any:
+    """`value` as strict JSON has it: no NaN or infinity, which become their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+def to_line(event: Event) -> str:
+    """An event as one line of JSON, its newline included."""
+    values = {known.name: _strict(getattr(event, known.name)) for known in fields(event)}
+    return json.dumps({"event": event.kind, **values}, allow_nan=False) + "\n"
+
+
+def from_line(line: str) -> Event:
+    """The event that a line holds.
+
+    Raises:
+        ValueError: the line is no JSON object, of no known kind, or lacks a field.
+    """
+    data = json.loads(line)
+    if not isinstance(data, dict):
+        raise ValueError("not a JSON object")
+    kind = _KINDS.get(data.pop("event", None))
+    if kind is None:
+        raise ValueError("not an event of a kind that this version knows")
+    names = {known.name for known in fields(kind)}
+    if missing := names - data.keys():
+        raise ValueError(f"lacks {', '.join(sorted(missing))}")
+    if kind is Reported:
+        data["metrics"] = {
+            name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+            for name, value in data["metrics"].items()
+        }
+    return kind(**{name: data[name] for name in names})
+
+
+class EventLog:
+    """Appends events to a study's log.
+
+    Args:
+        path: the file; made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: io.TextIOWrapper | None = path.open("a", encoding="utf-8", newline="\n")
+
+    def append(self, event: Event) -> None:
+        """Writes an event and hands it to the operating system before it returns."""
+        if self._file is None:
+            raise LogError(f"{self.path}: the log is closed")
+        self._file.write(to_line(event))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Syncs the file to the disk and closes it."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+
+def repair(path: Path) -> int:
+    """Cuts a torn last line, and says how many bytes that were.
+
+    A line is torn if it does not end in a newline. A complete line that can't be read is damage of another kind, which
+    `read` reports.
+    """
+    size = path.stat().st_size
+    with path.open("rb+") as file:
+        data = file.read()
+        keep = data.rfind(b"\n") + 1
+        if keep < size:
+            file.truncate(keep)
+            file.flush()
+            os.fsync(file.fileno())
+    return size - keep
+
+
+def read(path: Path) -> list[Event]:
+    """All events of a log, a torn last line left out.
+
+    Raises:
+        LogError: the file is missing or empty, a line can't be read, or a newer version has written it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LogError(f"{path}: can't be read: {error.strerror}") from None
+    lines = data.split(b"\n")[:-1]
+    events: list[Event] = []
+    for number, raw in enumerate(lines, 1):
+        try:
+            line = raw.decode("utf-8")
+            if number == 1:
+                _check_version(path, line)
+            events.append(from_line(line))
+        except ValueError as error:
+            raise LogError(f"{path}, line {number}: not an event of a study: {error}") from None
+        if (number == 1) != isinstance(events[-1], StudyStarted):
+            raise LogError(f"{path}, line {number}: only the first line starts a study")
+    if not events:
+        raise LogError(f"{path}: holds no complete event")
+    return events
+
+
+def _check_version(path: Path, line: str) -> None:
+    version = json.loads(line).get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise LogError(
+            f"{path}: written by a newer hpo_ray (schema {version}, this one reads up to {SCHEMA_VERSION}); update hpo_ray"
+        )

@@ -1,0 +1,162 @@
+"""Makes any Ray Tune trainable a part of a study, without a change to its code or its configuration.
+
+The class that Ray runs is made from the user's: around each call it sets the trial's context (number, seed, arguments)
+and sends what the trial prints to the trial's own file.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, TextIO, cast
+
+from ray.tune.result import TRIAL_INFO
+from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
+
+from hpo_ray.executors.internals import empty_save, join_thread, own_session
+from hpo_ray.trainables.context import TrialContext, use_context
+
+OUTPUT_FILE = "output.log"
+
+
+class _OutputFile:
+    """A text stream that appends to a file, which is made when the first text comes.
+
+    It is opened for each text, so that a trial that sits in a Ray actor for long leaves nothing unwritten.
+    """
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, text: str) -> int:
+        if text:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding=self.encoding, errors=self.errors) as file:
+                file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+
+class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
+    """Mixed in before a user's class by `bind`."""
+
+    study_context: ClassVar[TrialContext]
+
+    def __init__(self, config: dict[str, Any], storage: Any = None) -> None:
+        # In-process, the driver's own storage would come here, and both sides count checkpoints.
+        storage = copy.copy(storage)
+        self._enter_trial(config, storage)
+        with self._scope():
+            super().__init__(config, storage)
+
+    def train(self) -> dict[str, Any]:
+        """One step, in the trial's scope."""
+        with self._scope():
+            return cast("dict[str, Any]", super().train())
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """A checkpoint, written beside its final place; an empty one if the user's class has no `save_checkpoint`."""
+        with self._scope():
+            if not can_save(type(self)):
+                return empty_save(self)
+            aside = not isinstance(self, FunctionTrainable) and checkpoint_dir is None and self._storage is not None
+            return super().save(str(self._storage.aside()) if aside else checkpoint_dir)
+
+    def restore(self, checkpoint_path: Any) -> Any:
+        """Loads a checkpoint, in the trial's scope."""
+        with self._scope():
+            return super().restore(checkpoint_path)
+
+    def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
+        """Makes room for another trial; a class without `reset_config` is built anew in the same process."""
+        if not _has(type(self), "reset_config"):
+            self.stop()
+            self.__dict__.clear()
+            self.__init__(new_config, storage)  # type: ignore[misc]
+            return True
+        storage = copy.copy(storage)
+        self._enter_trial(new_config, storage)
+        with self._scope():
+            done = bool(super().reset(new_config, storage=storage))
+        if not done and isinstance(self, FunctionTrainable):
+            raise RuntimeError("the function of the trial before does not end: it catches SystemExit, or hangs")
+        return done
+
+    def stop(self) -> None:
+        """Ends the trial, and its thread if it has one."""
+        join: Callable[[], None] = join_thread(self)
+        with self._scope():
+            super().stop()
+            join()
+
+    def _enter_trial(self, config: dict[str, Any], storage: Any) -> None:
+        self._context = replace(type(self).study_context, number=int(config[TRIAL_INFO].trial_id))
+        self._output = _OutputFile(Path(storage.trial_fs_path, OUTPUT_FILE)) if storage is not None else None
+
+    @contextmanager
+    def _scope(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(use_context(self._context))
+            stack.enter_context(own_session(self))
+            if self._output is not None:
+                stack.enter_context(_captured(self._output))
+            try:
+                yield
+            except Exception:
+                if self._output is not None:
+                    self._output.write(traceback.format_exc())
+                raise
+
+
+@contextmanager
+def _captured(output: _OutputFile) -> Iterator[None]:
+    """Sends what is printed to the file, except in a debugger: `breakpoint()` gets the terminal back."""
+    stdout, stderr, hook = sys.stdout, sys.stderr, sys.breakpointhook
+
+    def with_terminal(*args: Any, **kwargs: Any) -> Any:
+        sys.stdout, sys.stderr, sys.breakpointhook = stdout, stderr, hook
+        return hook(*args, **kwargs)
+
+    stream = cast(TextIO, output)
+    with redirect_stdout(stream), redirect_stderr(stream):
+        sys.breakpointhook = with_terminal
+        try:
+            yield
+        finally:
+            sys.breakpointhook = hook
+
+
+def bind(trainable: Callable[..., Any] | type, context: TrialContext) -> type:
+    """The class that Ray runs for a user's trainable.
+
+    Args:
+        trainable: a function `train(config)` or a subclass of `ray.tune.Trainable`.
+        context: what all trials of the study share; each gets it with its own number.
+    """
+    base = trainable if isinstance(trainable, type) else wrap_function(trainable)
+    return type(trainable.__name__, (BoundTrainable, base), {"study_context": context})
+
+
+def can_save(cls: type) -> bool:
+    """Whether a trainable class has checkpoints: a function may report some, a class has to say how."""
+    return issubclass(cls, FunctionTrainable) or _has(cls, "save_checkpoint")
+
+
+def _has(cls: type, method: str) -> bool:
+    return getattr(cls, method) is not getattr(Trainable, method)

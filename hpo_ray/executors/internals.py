@@ -1,0 +1,276 @@
+"""Everything of hpo_ray that touches names which Ray keeps private, and nothing else.
+
+Tested with Ray 2.50 to 2.60. `check_ray` compares what is used here with the Ray that is installed and names what has
+moved, so a new Ray fails with one clear message instead of in the middle of a study.
+
+Why Ray's controller and not `Tuner.fit`: a study has its own log, resume, source of trials and signals; and the
+controller's only link to the outside is its actor manager, which makes room for other ways to run a trial.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+# Trainables keep the working directory, so that relative paths in a user's code mean what they say. Ray reads this in
+# the driver and in each worker, which inherits it.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+import pyarrow.fs
+import ray.train._internal.session as _session
+from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.train._internal.session import _FutureTrainingResult, _TrainingResult
+from ray.train._internal.storage import StorageContext
+from ray.tune import Checkpoint, CheckpointConfig
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.trainable import FunctionTrainable
+
+from hpo_ray.errors import StudyError
+
+TESTED_RAY = ("2.50", "2.60")
+
+_USED: dict[Any, tuple[str, ...]] = {
+    TuneController: (
+        "_process_trial_save",
+        "_schedule_trial_save",
+        "_validate_result_metrics",
+        "_schedule_trial_stop",
+        "checkpoint",
+        "on_step_begin",
+        "step",
+        "is_finished",
+        "cleanup",
+    ),
+    StorageContext: (
+        "_create_validation_file",
+        "_check_validation_file",
+        "persist_current_checkpoint",
+        "trial_driver_staging_path",
+        "trial_working_directory",
+        "experiment_driver_staging_path",
+        "trial_fs_path",
+        "checkpoint_fs_path",
+    ),
+    FunctionTrainable: ("setup", "cleanup", "reset_config"),
+    _session: ("_session", "get_session"),
+    TrackedActor: ("set_on_stop", "set_on_error"),
+}
+
+
+def check_ray() -> None:
+    """Raises `StudyError` if the Ray that is installed lacks a name that this module uses."""
+    import ray
+
+    missing = [f"{owner.__name__}.{n}" for owner, names in _USED.items() for n in names if not hasattr(owner, n)]
+    if missing:
+        raise StudyError(
+            f"Ray {ray.__version__} has moved {', '.join(missing)}, which hpo_ray needs; "
+            f"install a Ray that it was tested with: pip install 'ray[tune]>={TESTED_RAY[0]},<={TESTED_RAY[1]}.*'"
+        )
+
+
+class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
+    """Ray's storage, laid out as a study's folder: `<root>/<study>/trials/<number>/`.
+
+    Ray stages files in its session's folder, which needs a running cluster, and copies checkpoints twice. Here they
+    lie in the study's folder at once, and a checkpoint appears whole: it is written aside and renamed.
+    """
+
+    def _create_validation_file(self) -> None:
+        self.storage_filesystem.create_dir(self.experiment_fs_path)
+
+    def _check_validation_file(self) -> None:
+        pass
+
+    @property
+    def experiment_driver_staging_path(self) -> str:
+        """The study's folder."""
+        return cast(str, self.experiment_fs_path)
+
+    @property
+    def trial_driver_staging_path(self) -> str:
+        """The trial's folder."""
+        return cast(str, self.trial_fs_path)
+
+    @property
+    def trial_working_directory(self) -> str:
+        """The trial's folder."""
+        return cast(str, self.trial_fs_path)
+
+    def aside(self) -> Path:
+        """A folder, beside the trial's checkpoints, to write the next one into."""
+        return Path(self.trial_fs_path, f".saving-{os.getpid()}")
+
+    def persist_current_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Moves a checkpoint that was written `aside` to its place, and copies any other to it."""
+        if not isinstance(self.storage_filesystem, pyarrow.fs.LocalFileSystem):
+            return super().persist_current_checkpoint(checkpoint)
+        aside, place = self.aside(), Path(self.checkpoint_fs_path)
+        if Path(checkpoint.path) != aside:
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(checkpoint.path, aside)
+        # A retried trial writes a checkpoint of the same name again.
+        shutil.rmtree(place, ignore_errors=True)
+        aside.rename(place)
+        return Checkpoint(path=str(place), filesystem=self.storage_filesystem)
+
+
+class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
+    """Ray Tune's controller without what a study does itself: snapshots, checks of metrics, printing of errors.
+
+    Args:
+        search_alg: the source of trials.
+        scheduler: the scheduler.
+        callbacks: Ray Tune callbacks.
+        storage: where the study lies.
+        max_pending: how many trials may wait for resources.
+        actor_manager: what runs the trainables in place of Ray's actors.
+    """
+
+    def __init__(
+        self,
+        *,
+        search_alg: Any,
+        scheduler: Any,
+        callbacks: list[Any],
+        storage: StudyStorage,
+        max_pending: int,
+        actor_manager: Any = None,
+    ) -> None:
+        super().__init__(
+            search_alg=search_alg, scheduler=scheduler, callbacks=callbacks, storage=storage, reuse_actors=True
+        )
+        self._max_pending_trials = max_pending
+        self._print_trial_errors = False
+        self._in_process = actor_manager is not None
+        if actor_manager is not None:
+            self._actor_manager = actor_manager
+            self._class_cache = _PlainClasses()
+
+    @property
+    def num_active(self) -> int:
+        """Trials that run or wait for resources; paused ones are left out."""
+        return len(self._running_trials) + len(self._pending_trials)
+
+    def checkpoint(self, force: bool = False, wait: bool = False) -> None:
+        """No snapshot: the study's log is all that is needed to go on, and Ray's snapshots are not atomic."""
+
+    def on_step_begin(self) -> None:
+        """No refresh of the cluster's resources, which only Ray's own progress table shows."""
+
+    def close(self) -> None:
+        """Stops whatever still runs, without a word to scheduler or searcher.
+
+        With Ray's actors, a trial in the middle of a step is not waited for: its actor goes with the cluster.
+        """
+        if self._in_process or self.is_finished():
+            self.cleanup()
+        else:
+            self.end_experiment_callbacks()
+            self._actor_manager.cleanup()
+
+    def _mark_trial_to_checkpoint(self, trial: Trial) -> None:
+        """Nothing to mark: see `checkpoint`. Ray would keep every trial's state twice."""
+
+    def _validate_result_metrics(self, result: dict[str, Any]) -> None:
+        """Done where the study's events are recorded, with a message that names the metrics seen."""
+
+    def _schedule_trial_save(self, trial: Trial, result: dict[str, Any] | None = None) -> Any:
+        future = super()._schedule_trial_save(trial, result)
+        if self._in_process and future is not None:
+            future = trial.temporary_state.saving_to = _Saved(future.future)
+        return future
+
+
+class _Saved(_FutureTrainingResult):  # type: ignore[misc]  # ray ships no types
+    """A save that is done already: Ray's PBT tests the type and calls `resolve`, which would ask a cluster."""
+
+    def resolve(self, block: bool = True) -> _TrainingResult | None:
+        return self.future.value
+
+
+class _PlainClasses:
+    """Stands in for the controller's cache of remote classes: in-process, a class is its own actor class."""
+
+    def get(self, trainable: type) -> type:
+        return trainable
+
+
+class ActorHandle:
+    """Stands in for Ray's handle of an actor; the controller asks it for one thing only."""
+
+    class get_auto_filled_metrics:
+        """Host and process of the actor, which only Ray's tables show."""
+
+        @staticmethod
+        def remote(**_: Any) -> None:
+            """Nothing."""
+
+
+def new_trial(
+    trainable_name: str,
+    *,
+    trial_id: str,
+    number: int,
+    config: dict[str, Any],
+    storage: StudyStorage,
+    resources: Any,
+    max_failures: int,
+    checkpoint_at_end: bool,
+) -> Trial:
+    """A Ray Tune trial that lies in `trials/<number>` of the study's folder.
+
+    Two checkpoints are kept: the one before is there when the last can't be read.
+    """
+    trial = Trial(
+        trainable_name,
+        config=config,
+        trial_id=trial_id,
+        storage=storage,
+        evaluated_params=config,
+        experiment_tag=trial_id,
+        placement_group_factory=resources,
+        checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_at_end=checkpoint_at_end),
+        max_failures=max_failures,
+    )
+    trial.relative_logdir = trial.storage.trial_dir_name = f"trials/{number}"
+    return trial
+
+
+@contextmanager
+def own_session(trainable: Any) -> Iterator[None]:
+    """Puts a function trainable's session into Ray's one global place for the length of a call.
+
+    Ray has one trial a process; in-process there are several, each of whose functions waits in its own thread.
+    """
+    if not isinstance(trainable, FunctionTrainable):
+        yield
+        return
+    before, _session._session = _session._session, trainable.__dict__.get("_own_session")
+    try:
+        yield
+    finally:
+        trainable._own_session, _session._session = _session._session, before
+
+
+def join_thread(trainable: Any, timeout_s: float = 2.0) -> Callable[[], None]:
+    """A function that waits until the trainable's thread has gone; to be called after its session was finished."""
+    session = trainable.__dict__.get("_own_session")
+    thread = getattr(session, "training_thread", None)
+
+    def join() -> None:
+        if thread is not None and thread.is_alive():
+            threading.Thread.join(thread, timeout_s)
+
+    return join
+
+
+def empty_save(trainable: Any) -> _TrainingResult:
+    """What `save` gives for a trainable that can't be saved."""
+    return _TrainingResult(checkpoint=None, metrics=dict(trainable._last_result or {}))

@@ -1,0 +1,215 @@
+"""The run loop: one for every executor. Signals, budgets, the log, the view; Ray's controller does the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import yaml
+from ray.tune import PlacementGroupFactory, register_trainable
+
+from hpo_ray.best import CONFIG_FILE, save_best, test_best
+from hpo_ray.errors import ConfigError, StudyError
+from hpo_ray.events import FILE_NAME, EventLog, StudyEnded, StudyStarted
+from hpo_ray.executors.base import Resources
+from hpo_ray.executors.binding import bind, can_save
+from hpo_ray.executors.internals import Controller, StudyStorage, check_ray
+from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
+from hpo_ray.executors.source import TrialSource
+from hpo_ray.results import StudyResult, StudyState
+from hpo_ray.study import Draft, Study
+from hpo_ray.view import View
+
+
+def run(study: Study, view: View) -> StudyResult:
+    """Runs a study to its end, and writes what it leaves behind.
+
+    Args:
+        study: what to run.
+        view: what a person sees meanwhile.
+
+    Raises:
+        ConfigError: the resources asked for are not there, or the study's folder can't be made. Nothing was written.
+        StudyError: the study could not go on. Its log and results are written all the same.
+    """
+    check_ray()
+    config = study.draft.config["resources"]
+    capacity = study.executor.start(Resources(config["cpu"], config["gpu"]))
+    try:
+        folder = _make_folder(study.draft)
+        return _run(study, folder, min(capacity, study.draft.budget.concurrency or capacity), view)
+    finally:
+        study.executor.stop()
+
+
+def _run(study: Study, folder: Path, concurrency: int, view: View) -> StudyResult:
+    draft = study.draft
+    started = time.monotonic()
+
+    def clock() -> float:
+        return round(time.monotonic() - started, 6)
+
+    state, log = StudyState(), EventLog(folder / FILE_NAME)
+    event = StudyStarted(
+        folder.name,
+        draft.method,
+        draft.task.name,
+        draft.task.metric,
+        draft.task.mode,
+        draft.seed,
+        draft.max_resource,
+        time.time(),
+        _versions(),
+    )
+    log.append(event)
+    state.apply(event)
+    recorder = Recorder(
+        study.scheduler,
+        log,
+        state,
+        folder=folder,
+        metric=draft.task.metric,
+        time_attr=study.time_attr,
+        max_resource=draft.max_resource,
+        target=draft.budget.target,
+        clock=clock,
+    )
+    controller = _controller(study, folder, recorder, concurrency)
+    failure: StudyError | None = None
+    ended, reason = "finished", "all trials are done"
+    view.start(draft, folder)
+    with _signals() as signals:
+        try:
+            while not controller.is_finished():
+                controller.step()
+                view.update(state, clock())
+                if recorder.error is not None:
+                    raise recorder.error
+                if signals.received is not None:
+                    ended, reason = "interrupted", f"{signal.Signals(signals.received).name} received"
+                    break
+                if recorder.target_reached:
+                    reason = f"budget.target={draft.budget.target:g} reached"
+                    break
+                if draft.budget.time_s is not None and clock() >= draft.budget.time_s:
+                    reason = f"budget.time_s={draft.budget.time_s:g} used up"
+                    break
+        except StudyError as error:
+            failure, ended, reason = error, "failed", str(error)
+        finally:
+            view.stop(state, clock())
+            controller.close()
+    if failure is None and ended == "finished" and state.best is None:
+        failure = StudyError(_no_value(state, draft))
+        ended, reason = "failed", str(failure)
+    event_end = StudyEnded(ended, reason, clock())
+    log.append(event_end)
+    state.apply(event_end)
+    log.close()
+    test_metrics = None
+    if state.best is not None and save_best(folder, state.best) and ended == "finished":
+        test_metrics = test_best(folder)
+    result = StudyResult(folder, state, test_metrics)
+    result.write()
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _controller(study: Study, folder: Path, recorder: Recorder, concurrency: int) -> Controller:
+    trainable = bind(study.trainable, study.context)
+    register_trainable(folder.name, trainable)
+    storage = StudyStorage(str(folder.parent), folder.name)
+    resources = PlacementGroupFactory([{"CPU": study.context.cpus, "GPU": study.context.gpus}])
+    source = TrialSource(
+        study.searcher,
+        trainable_name=folder.name,
+        storage=storage,
+        resources=resources,
+        limit=study.draft.plan.trials,
+        concurrency=concurrency,
+        max_failures=study.max_retries,
+        checkpoint_at_end=isinstance(study.trainable, type) and can_save(study.trainable),
+        metric=study.draft.task.metric,
+    )
+    controller = Controller(
+        search_alg=source,
+        scheduler=recorder,
+        callbacks=[CheckpointRecorder(recorder, folder, study.time_attr), *study.callbacks],
+        storage=storage,
+        max_pending=concurrency,
+        actor_manager=study.executor.actor_manager(),
+    )
+    source.active = lambda: controller.num_active
+    return controller
+
+
+def _make_folder(draft: Draft) -> Path:
+    """Makes the study's folder, and writes the configuration into it.
+
+    The name is settled here: of two studies that start at the same moment, the second takes the next number.
+    """
+    while True:
+        folder = Path(draft.root, draft.free_name()).resolve()
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+        except FileExistsError:
+            if draft.name is not None and not folder.is_dir():
+                raise ConfigError(f"study.root={draft.root}: is not a folder", key="study.root") from None
+            continue
+        except OSError as error:
+            raise ConfigError(f"study.root={draft.root}: can't be written: {error.strerror}", key="study.root") from None
+        break
+    text = yaml.safe_dump(dict(draft.config), sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    return folder
+
+
+def _no_value(state: StudyState, draft: Draft) -> str:
+    """Why no trial has a value."""
+    failed = [trial for trial in state.trials.values() if trial.state == "failed"]
+    if not failed:
+        return f"no trial reported {draft.task.metric}"
+    first = failed[0]
+    return f"all {len(failed)} trials failed; the first, trial {first.number}, with:\n{first.error}"
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("hpo_ray", "ray", "torch", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+class _Signals:
+    """Which signal came, if any."""
+
+    received: int | None = None
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Notes the first SIGINT or SIGTERM; the second ends the process at once."""
+    signals = _Signals()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if signals.received is not None:
+            os._exit(128 + number)
+        signals.received = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

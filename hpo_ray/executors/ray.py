@@ -1,0 +1,82 @@
+"""executor=ray: trials in Ray actors, which are reused from trial to trial."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray
+
+from hpo_ray.errors import ConfigError
+from hpo_ray.executors.base import Executor, Resources
+
+
+class RayExecutor(Executor):
+    """Runs trials on a local Ray cluster that it starts, and stops at the end.
+
+    In a process that is connected to a cluster already, that one is used and left running.
+
+    Args:
+        num_cpus: cores of the cluster; by default those of the machine. More than there are is allowed: Ray counts
+            them, it doesn't pin them.
+        num_gpus: GPUs of the cluster; by default those of the machine.
+        temp_dir: where Ray keeps its session; by default Ray's own choice, /tmp/ray.
+
+    Raises:
+        ConfigError: a number is negative or not a number.
+    """
+
+    name = "ray"
+
+    def __init__(
+        self, num_cpus: float | None = None, num_gpus: float | None = None, temp_dir: str | None = None
+    ) -> None:
+        for key, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and (not number or value < (1 if key == "num_cpus" else 0)):
+                raise ConfigError(f"executor.{key}={value!r}: must be a whole number, or null", key=f"executor.{key}")
+        self.num_cpus = num_cpus
+        self.num_gpus = num_gpus
+        self.temp_dir = temp_dir
+        self._started = False
+
+    def start(self, resources: Resources) -> int:
+        """Starts Ray, unless the process is connected already, and counts how many trials fit."""
+        if not ray.is_initialized():
+            # A cluster of one machine for one user: without a mode, Ray 2.60 makes a token and warns about it.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            ray.init(
+                address="local",
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=self.temp_dir,
+            )
+            self._started = True
+        total = ray.cluster_resources()
+        fits = []
+        for kind, asked in (("CPU", resources.cpu), ("GPU", resources.gpu)):
+            there = total.get(kind, 0.0)
+            if asked > there:
+                self.stop()
+                raise ConfigError(
+                    f"resources.{kind.lower()}={asked:g}: the cluster has {there:g} {kind}s; "
+                    f"lower it to {there:g} or less" + ("" if kind == "CPU" else ", or use resources=cpu"),
+                    key=f"resources.{kind.lower()}",
+                )
+            if asked > 0:
+                fits.append(int(there / asked + 1e-9))
+        return min(fits)
+
+    def actor_manager(self) -> Any:
+        """None: Ray's own."""
+        return None
+
+    def stop(self) -> None:
+        """Stops Ray if `start` started it."""
+        if self._started:
+            ray.shutdown()
+            self._started = False

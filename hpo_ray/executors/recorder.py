@@ -1,0 +1,259 @@
+"""Between Ray's controller and the scheduler: writes the study's log, and keeps the rules that hold for every method.
+
+The rules: each report has the metric; a value that is not finite ends the trial as failed; a trial stops at
+`max_resource`, whatever its scheduler; a study ends when its target is reached.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.result import AUTO_RESULT_KEYS
+from ray.tune.schedulers import TrialScheduler
+
+from hpo_ray.errors import StudyError
+from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
+from hpo_ray.executors.binding import OUTPUT_FILE
+from hpo_ray.results import StudyState, TrialRecord
+
+_NOT_METRICS = frozenset(
+    [*AUTO_RESULT_KEYS, "trial_id", "done", "time_since_restore", "iterations_since_restore", "checkpoint_dir_name"]
+    + ["should_checkpoint", "_time_total_s", "_hostname", "_node_ip", "_pid", "_timestamp", "experiment_tag"]
+)
+_ERROR_LINES = 20
+
+
+class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
+    """A scheduler that records what the scheduler within it decides.
+
+    Args:
+        scheduler: the scheduler of the study; ours, Ray's or a user's.
+        log: where events are appended.
+        state: the fold of the same events.
+        folder: the study's folder.
+        metric: name of the metric.
+        time_attr: name of the reported value that counts resource.
+        max_resource: where every trial stops.
+        target: the loss at which the study ends.
+        clock: seconds since the study started.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(
+        self,
+        scheduler: TrialScheduler,
+        log: EventLog,
+        state: StudyState,
+        *,
+        folder: Path,
+        metric: str,
+        time_attr: str,
+        max_resource: int,
+        target: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.scheduler = scheduler
+        self.state = state
+        self.error: StudyError | None = None
+        """Why the study can't go on. Raised by the loop: Ray would wrap it into an error of its own."""
+        self.target_reached = False
+        self._log = log
+        self._folder = folder
+        self._metric_name = metric
+        self._time_attr = time_attr
+        self._max_resource = max_resource
+        self._target = target
+        self._clock = clock
+        self._endings: dict[str, tuple[str, str]] = {}
+        """(state, reason) of trials that are about to end because of their last report."""
+
+    @property
+    def metric(self) -> str:
+        """The metric's name, which Ray asks for."""
+        return self._metric_name
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Records a new trial; one that is added again is a retry."""
+        self.scheduler.on_trial_add(tune_controller, trial)
+        if trial.trial_id not in self.state.trials:
+            number = len(self.state.trials)
+            self._append(TrialAdded(trial.trial_id, number, trial.config, self._tags(trial), self._clock()))
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Records a report and what the scheduler makes of it."""
+        try:
+            value = self._report(trial, result)
+            if value is None or not math.isfinite(value):
+                return str(TrialScheduler.STOP)
+            decision = self.scheduler.on_trial_result(tune_controller, trial, result)
+        except StudyError as error:
+            self.error = error
+            return str(TrialScheduler.STOP)
+        full = self.state.trials[trial.trial_id].resource >= self._max_resource
+        if decision == TrialScheduler.CONTINUE and full:
+            decision = TrialScheduler.STOP
+        if decision == TrialScheduler.STOP:
+            reason = self._reason(trial) or (f"reached max_resource {self._max_resource}" if full else "")
+            self._endings[trial.trial_id] = ("completed" if full else "stopped", reason)
+        elif decision == TrialScheduler.PAUSE:
+            self._decided(trial, "pause")
+        return str(decision)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Records that a trial ended: by itself, or because of its last report."""
+        record = self.state.trials[trial.trial_id]
+        ending = self._endings.pop(trial.trial_id, None)
+        if ending is None:
+            if result and result.get(self._time_attr, 0) > (record.history[-1][0] if record.history else 0):
+                self._report(trial, result)
+            ending = self._endings.pop(trial.trial_id, ("completed", "ended by itself"))
+            if not record.history:
+                ending = ("failed", f"ended without reporting {self._metric_name}")
+        state, reason = ending
+        if state == "failed":
+            self.scheduler.on_trial_error(tune_controller, trial)
+        else:
+            self.scheduler.on_trial_complete(tune_controller, trial, result)
+        self._ended(trial, state, reason, reason if state == "failed" else None)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Records a failure. With status ERROR the trial is about to be retried."""
+        text = self._error_text(trial)
+        if trial.status == Trial.ERROR:
+            self._append(TrialRetried(trial.trial_id, text, self._clock()))
+        else:
+            self._endings.pop(trial.trial_id, None)
+            self._ended(trial, "failed", "raised an error", text)
+        self.scheduler.on_trial_error(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Records that a paused trial lost."""
+        reason = self._reason(trial)
+        self.scheduler.on_trial_remove(tune_controller, trial)
+        self._ended(trial, "stopped", reason, None)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Records which paused trial goes on."""
+        trial = self.scheduler.choose_trial_to_run(tune_controller)
+        if trial is not None and trial.status == Trial.PAUSED:
+            self._decided(trial, "promote")
+        return trial
+
+    def debug_string(self) -> str:
+        """What the scheduler says."""
+        return str(self.scheduler.debug_string())
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the log is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+    def _append(self, event: Event) -> None:
+        self._log.append(event)
+        self.state.apply(event)
+
+    def _report(self, trial: Trial, result: Mapping[str, Any]) -> float | None:
+        """Records a report; gives the metric, or None if it is not there, which is the end of the study."""
+        metrics = {name: scalar for name, value in result.items() if (scalar := _scalar(name, value)) is not None}
+        if self._time_attr not in result:
+            self.error = StudyError(
+                f"scheduler.time_attr={self._time_attr}: trial {trial.trial_id} did not report it; "
+                f"it reported {', '.join(sorted(metrics)) or 'nothing'}"
+            )
+            return None
+        value = metrics.get(self._metric_name)
+        if not isinstance(value, int | float):
+            self.error = StudyError(
+                f"task.metric={self._metric_name}: trial {trial.trial_id} did not report it as a number; it reported "
+                f"{', '.join(sorted(metrics)) or 'nothing'}. Set task.metric to one of these, or report "
+                f"{self._metric_name!r}"
+            )
+            return None
+        record = self.state.trials[trial.trial_id]
+        resource = int(result[self._time_attr])
+        self._append(
+            Reported(
+                trial.trial_id,
+                resource,
+                _trained(record, resource),
+                metrics,
+                float(result.get("time_this_iter_s", 0.0)),
+                self._clock(),
+            )
+        )
+        if not math.isfinite(value):
+            self._endings[trial.trial_id] = ("failed", f"{self._metric_name} is {value} at {resource}")
+        elif self._target is not None and self.state.sign * value <= self.state.sign * self._target:
+            self.target_reached = True
+        return float(value)
+
+    def _decided(self, trial: Trial, action: str) -> None:
+        self._append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self._clock()))
+
+    def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
+        if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
+            error += f"\noutput: {output.relative_to(self._folder)}"
+        self._append(TrialEnded(trial.trial_id, state, reason, error, self._clock()))
+
+    def _error_text(self, trial: Trial) -> str:
+        """The last lines of what the trial raised: Ray has just written it to the trial's folder."""
+        path = trial.error_file
+        text = Path(path).read_text(encoding="utf-8", errors="replace") if path and Path(path).exists() else ""
+        return "\n".join(text.strip().splitlines()[-_ERROR_LINES:]) or "unknown error"
+
+    def _reason(self, trial: Trial) -> str:
+        reason = getattr(self.scheduler, "reason", None)
+        return str(reason(trial.trial_id)) if reason else ""
+
+    def _tags(self, trial: Trial) -> Mapping[str, Any]:
+        tags = getattr(self.scheduler, "tags", None)
+        return dict(tags(trial.trial_id)) if tags else {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a user's scheduler offers to Ray."""
+        if name == "scheduler":
+            raise AttributeError(name)
+        return getattr(self.scheduler, name)
+
+
+class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
+    """Records checkpoints when they are complete. The one thing that Ray tells callbacks and not the scheduler."""
+
+    def __init__(self, recorder: Recorder, folder: Path, time_attr: str) -> None:
+        self._recorder = recorder
+        self._folder = folder
+        self._time_attr = time_attr
+
+    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
+        """A checkpoint is at its final place."""
+        path = Path(checkpoint.path)
+        path = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
+        resource = int(trial.last_result.get(self._time_attr, 0))
+        self._recorder._append(CheckpointSaved(trial.trial_id, resource, str(path), self._recorder._clock()))
+
+
+def _trained(record: TrialRecord, resource: int) -> int:
+    """Units that a report cost: since the report before, or since the checkpoint that a retried trial went on from."""
+    before = record.history[-1][0] if record.history else 0
+    if resource <= before:
+        before = record.checkpoint_resource if record.checkpoint_resource < resource else 0
+    return resource - before
+
+
+def _scalar(name: str, value: Any) -> bool | int | float | str | None:
+    """A reported value if it is a metric of the user's: a number, a truth value or a text; None otherwise."""
+    if name in _NOT_METRICS or name.startswith("config/"):
+        return None
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    return value if isinstance(value, bool | int | float | str) else None

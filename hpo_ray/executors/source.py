@@ -1,0 +1,115 @@
+"""Where Ray's controller gets its trials from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.search import SearchAlgorithm, Searcher
+
+from hpo_ray.errors import StudyError
+from hpo_ray.executors.internals import StudyStorage, new_trial
+
+
+class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
+    """Turns a searcher's suggestions into trials, up to a limit and never more at a time than fit.
+
+    It takes the place of Ray's `SearchGenerator` and `ConcurrencyLimiter`. Ids are the trial's number, so that they are
+    the same in each run. Trials at a time means running or pending: Ray's limiter counts paused trials too, and a
+    scheduler that waits for a rung to fill then waits for ever.
+
+    Args:
+        searcher: which configuration comes next; any searcher of Ray Tune.
+        trainable_name: the name under which the trainable is registered.
+        storage: where the study lies.
+        resources: what one trial gets; None where the trainable says so itself.
+        limit: how many trials; None for no limit.
+        concurrency: how many at a time.
+        max_failures: how often a trial is retried.
+        checkpoint_at_end: whether a trial is saved when it ends.
+        metric: name of the metric.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        *,
+        trainable_name: str,
+        storage: StudyStorage,
+        resources: Any,
+        limit: int | None,
+        concurrency: int,
+        max_failures: int,
+        checkpoint_at_end: bool,
+        metric: str,
+    ) -> None:
+        self.searcher = searcher
+        self.limit = limit
+        self.concurrency = concurrency
+        self.active: Callable[[], int] = lambda: 0
+        """How many trials run or are pending; set to ask the controller."""
+        self._number = 0
+        self._values: dict[str, dict[str, Any]] = {}
+        self._metric = metric
+        self._trial_arguments: dict[str, Any] = {
+            "storage": storage,
+            "resources": resources,
+            "max_failures": max_failures,
+            "checkpoint_at_end": checkpoint_at_end,
+        }
+        self._trainable_name = trainable_name
+
+    @property
+    def total_samples(self) -> int:
+        """How many trials there will be; 0 if only time limits them."""
+        return self.limit or 0
+
+    def next_trial(self) -> Trial | None:
+        """The next trial; None if there are no more, or as many as may be at a time."""
+        if self.is_finished() or self.active() >= self.concurrency:
+            return None
+        trial_id = trial_id_of(self._number)
+        config = self.searcher.suggest(trial_id)
+        if config == Searcher.FINISHED:
+            self.set_finished()
+            return None
+        if config is None:
+            if not self.active():
+                raise StudyError(
+                    f"{type(self.searcher).__name__} gives no configuration although nothing is running; "
+                    f"a searcher that has no more returns Searcher.FINISHED"
+                )
+            return None
+        number, self._number = self._number, self._number + 1
+        return new_trial(
+            self._trainable_name, trial_id=trial_id, number=number, config=config, **self._trial_arguments
+        )
+
+    def is_finished(self) -> bool:
+        """Whether no further trial will come."""
+        return self._finished or (self.limit is not None and self._number >= self.limit)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Passes a report on to the searcher."""
+        self._values[trial_id] = result
+        self.searcher.on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells the searcher that a trial is over, with its last report also when it was paused before."""
+        last = self._values.pop(trial_id, None)
+        result = result or last
+        value = (result or {}).get(self._metric)
+        if error or not isinstance(value, int | float) or not math.isfinite(value):
+            self.searcher.on_trial_complete(trial_id, error=True)
+        else:
+            self.searcher.on_trial_complete(trial_id, result=result)
+
+    def save_to_dir(self, dirpath: str, **kwargs: Any) -> None:
+        """Nothing: the study's log is its state."""
+
+
+def trial_id_of(number: int) -> str:
+    """The id of the number-th trial: five digits or more, so that ids sort like numbers."""
+    return f"{number:05d}"

@@ -1,0 +1,289 @@
+"""What a study found: projections of its log, and the files that they are written to.
+
+`StudyState` folds events one at a time, so the live view during a run, the files after it and a study that is loaded
+later all say the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpo_ray.events import (
+    FILE_NAME,
+    CheckpointSaved,
+    Decided,
+    Event,
+    Reported,
+    StudyEnded,
+    StudyStarted,
+    TrialAdded,
+    TrialEnded,
+    TrialRetried,
+    read,
+)
+
+SCHEMA_VERSION = 1
+RESULT_FILE = "result.json"
+TRIALS_FILE = "trials.jsonl"
+BEST_FOLDER = "best"
+
+
+@dataclass
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        trial_id: its id in Ray Tune and in the log.
+        number: its number in the study, from 0.
+        config: its hyperparameters.
+        state: `running`, `paused`, `completed`, `stopped` or `failed`.
+        value: the metric at its highest resource; None before the first finite report.
+        resource: the highest resource that it reported.
+        history: [resource, value] of each report, in the order of reporting.
+        metrics: all metrics of the report at its highest resource.
+        trained: units really trained for it, repeated ones included.
+        seconds: wall clock of its steps.
+        error: what it failed with.
+        tags: what its method says of it: bracket, rung.
+        checkpoint: path of its last checkpoint, relative to the study's folder.
+        checkpoint_resource: the resource at which that was saved.
+    """
+
+    trial_id: str
+    number: int
+    config: Mapping[str, Any]
+    state: str = "running"
+    value: float | None = None
+    resource: int = 0
+    history: list[tuple[int, float]] = field(default_factory=list)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    trained: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    tags: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    checkpoint_resource: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of trials.jsonl. Values that are not finite become null."""
+        return {
+            "trial_id": self.trial_id,
+            "number": self.number,
+            "state": self.state,
+            "config": self.config,
+            "value": self.value,
+            "resource": self.resource,
+            "history": [[r, v if math.isfinite(v) else None] for r, v in self.history],
+            "trained": self.trained,
+            "seconds": round(self.seconds, 6),
+            "error": self.error,
+            **self.tags,
+        }
+
+
+class StudyState:
+    """The fold of a log: what is known of a study after some of its events."""
+
+    def __init__(self) -> None:
+        self.started: StudyStarted | None = None
+        self.ended: StudyEnded | None = None
+        self.trials: dict[str, TrialRecord] = {}
+        self.trained = 0
+        self.seconds = 0.0
+        self.states: Counter[str] = Counter()
+        self.best: TrialRecord | None = None
+        self.best_seen: tuple[TrialRecord, int, float] | None = None
+        """The best report of all: trial, resource, value."""
+
+    def apply(self, event: Event) -> None:
+        """Takes the next event into account."""
+        if isinstance(event, Reported):
+            self._reported(self.trials[event.trial_id], event)
+        elif isinstance(event, TrialAdded):
+            self.trials[event.trial_id] = TrialRecord(event.trial_id, event.number, event.config, tags=dict(event.tags))
+            self.states["running"] += 1
+        elif isinstance(event, Decided):
+            trial = self.trials[event.trial_id]
+            trial.tags.update(event.tags)
+            if event.action == "pause":
+                self._move(trial, "paused")
+            elif event.action == "promote":
+                self._move(trial, "running")
+        elif isinstance(event, CheckpointSaved):
+            trial = self.trials[event.trial_id]
+            trial.checkpoint, trial.checkpoint_resource = event.path, event.resource
+        elif isinstance(event, TrialEnded):
+            trial = self.trials[event.trial_id]
+            trial.error = event.error
+            self._move(trial, event.state)
+            if trial is self.best and event.state == "failed":
+                self.best = self._find_best()
+        elif isinstance(event, TrialRetried):
+            self.trials[event.trial_id].error = event.error
+        elif isinstance(event, StudyStarted):
+            self.started = event
+        else:
+            self.ended = event
+
+    @property
+    def sign(self) -> int:
+        """1 when less is better, -1 when more is."""
+        return -1 if self.started is not None and self.started.mode == "max" else 1
+
+    def _move(self, trial: TrialRecord, state: str) -> None:
+        self.states[trial.state] -= 1
+        self.states[state] += 1
+        trial.state = state
+
+    def _reported(self, trial: TrialRecord, event: Reported) -> None:
+        assert self.started is not None
+        value = event.metrics.get(self.started.metric)
+        value = float(value) if isinstance(value, int | float) else math.nan
+        self.trained += event.trained
+        self.seconds += event.seconds
+        trial.trained += event.trained
+        trial.seconds += event.seconds
+        trial.history.append((event.resource, value))
+        if not math.isfinite(value):
+            return
+        if event.resource >= trial.resource:
+            trial.value, trial.resource, trial.metrics = value, event.resource, event.metrics
+        if self.best_seen is None or self.sign * value < self.sign * self.best_seen[2]:
+            self.best_seen = (trial, event.resource, value)
+        # A trial that was the best may have become worse at a higher resource.
+        self.best = self._find_best() if trial is self.best else self._better(self.best, trial)
+
+    def _find_best(self) -> TrialRecord | None:
+        best = None
+        for trial in self.trials.values():
+            best = self._better(best, trial)
+        return best
+
+    def _better(self, best: TrialRecord | None, trial: TrialRecord) -> TrialRecord | None:
+        """The better of two trials: at the higher resource, then by value, then by number. Failed ones don't count."""
+        if trial.value is None or trial.state == "failed":
+            return best
+        if best is None or best.value is None:
+            return trial
+        key = (-trial.resource, self.sign * trial.value, trial.number)
+        return trial if key < (-best.resource, self.sign * best.value, best.number) else best
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished or interrupted study.
+
+    Attributes:
+        path: its folder.
+        state: the fold of its log.
+        test_metrics: metrics of the best trial on the test split, where the task has one.
+    """
+
+    path: Path
+    state: StudyState
+    test_metrics: Mapping[str, float] | None = None
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The best value among the trials at the highest resource that any reached."""
+        return self.state.best
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """All trials by number."""
+        return sorted(self.state.trials.values(), key=lambda trial: trial.number)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of result.json."""
+        state, started, ended = self.state, self.state.started, self.state.ended
+        assert started is not None
+        best_seen = None
+        if state.best_seen is not None:
+            trial, resource, value = state.best_seen
+            best_seen = {
+                "trial_id": trial.trial_id,
+                "number": trial.number,
+                "config": trial.config,
+                "value": value,
+                "resource": resource,
+            }
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "study": started.study,
+            "method": started.method,
+            "task": started.task,
+            "state": ended.state if ended else "running",
+            "reason": ended.reason if ended else "",
+            "seed": started.seed,
+            "metric": {"name": started.metric, "mode": started.mode},
+            "best": self._best_json(),
+            "best_seen": best_seen,
+            "totals": {
+                "trials": len(state.trials),
+                "completed": state.states["completed"],
+                "stopped": state.states["stopped"],
+                "failed": state.states["failed"],
+                "resource": state.trained,
+                "seconds": round(ended.time, 3) if ended else None,
+                "training_seconds": round(state.seconds, 3),
+            },
+            "versions": dict(started.versions),
+        }
+
+    def _best_json(self) -> dict[str, Any] | None:
+        if self.best is None:
+            return None
+        return {
+            "trial_id": self.best.trial_id,
+            "number": self.best.number,
+            "config": self.best.config,
+            "value": self.best.value,
+            "resource": self.best.resource,
+            "metrics": self.best.metrics,
+            "test_metrics": self.test_metrics,
+            "checkpoint": BEST_FOLDER if (self.path / BEST_FOLDER).is_dir() else None,
+        }
+
+    def write(self) -> None:
+        """Writes result.json and trials.jsonl, each whole or not at all."""
+        _replace(self.path / TRIALS_FILE, "".join(json.dumps(trial.to_json()) + "\n" for trial in self.trials))
+        _replace(self.path / RESULT_FILE, json.dumps(self.to_json(), indent=2) + "\n")
+
+
+def fold(events: Iterable[Event]) -> StudyState:
+    """The state of a study after these events."""
+    state = StudyState()
+    for event in events:
+        state.apply(event)
+    return state
+
+
+def load_study(path: str | Path) -> StudyResult:
+    """Reads a study back from its folder.
+
+    Args:
+        path: the study's folder, for example `outputs/digits_mlp-hyperband-1`.
+
+    Raises:
+        LogError: there is no readable log in it.
+    """
+    path = Path(path)
+    state = fold(read(path / FILE_NAME))
+    test_metrics = None
+    if (path / RESULT_FILE).exists():
+        best = json.loads((path / RESULT_FILE).read_text())["best"]
+        test_metrics = best and best["test_metrics"]
+    return StudyResult(path, state, test_metrics)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

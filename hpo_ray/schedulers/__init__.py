@@ -1,0 +1,39 @@
+"""Schedulers: which trials go on.
+
+The algorithms (`brackets`, `fifo`, `halving`) know neither Ray nor torch. The classes that Ray Tune runs are loaded
+when they are first named, so that planning a study stays quick. Each of these `Name` has its algorithm beside it as
+`NameCore`, with the same numbers in its constructor.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hpo_ray.schedulers.brackets import Bracket, Budget, Plan, Rung, halving_bracket, hyperband_brackets
+from hpo_ray.schedulers.fifo import FIFOCore
+from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
+
+if TYPE_CHECKING:
+    from hpo_ray.schedulers.adapter import FIFO, Hyperband, SuccessiveHalving
+
+__all__ = [
+    "FIFO",
+    "Bracket",
+    "Budget",
+    "FIFOCore",
+    "Hyperband",
+    "HyperbandCore",
+    "Plan",
+    "Rung",
+    "SuccessiveHalving",
+    "SuccessiveHalvingCore",
+    "halving_bracket",
+    "hyperband_brackets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("hpo_ray.schedulers.adapter"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

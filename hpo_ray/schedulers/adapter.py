@@ -1,0 +1,300 @@
+"""The schedulers as Ray Tune knows them: thin adapters over the cores.
+
+Callbacks record, only `choose_trial_to_run` decides: Ray calls it once a step, when no trial is half-way between two
+states. It stops the paused trials that lost, and returns each promoted one once, as soon as Ray has saved it.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from hpo_ray.errors import ConfigError, StudyError
+from hpo_ray.schedulers.core import Action, SchedulerCore
+from hpo_ray.schedulers.fifo import FIFOCore
+from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
+
+_RAY_ACTION = {
+    Action.CONTINUE: TrialScheduler.CONTINUE,
+    Action.PAUSE: TrialScheduler.PAUSE,
+    Action.STOP: TrialScheduler.STOP,
+}
+_PATIENCE = 30
+"""Steps without anything running or pending after which a waiting rung is an error (a step then takes 0.1 s)."""
+
+
+class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
+    """A `SchedulerCore` behind Ray Tune's scheduler interface.
+
+    Args:
+        core: the algorithm.
+        metric: name of the metric; by default the one given to `TuneConfig`.
+        mode: `min` or `max`; by default the one given to `TuneConfig`.
+        time_attr: name of the reported value that counts resource, in whole units.
+        on_missing_checkpoint: what to do when a trial is paused that reports no checkpoint: `error` ends the
+            study, `restart` trains it again from the beginning when it goes on.
+    """
+
+    # Buffered results would let a trial run past its rung.
+    _supports_buffered_results = False
+
+    def __init__(
+        self,
+        core: SchedulerCore,
+        metric: str | None,
+        mode: str | None,
+        time_attr: str,
+        on_missing_checkpoint: str = "error",
+    ) -> None:
+        super().__init__()
+        if mode not in (None, "min", "max"):
+            raise ConfigError(f"scheduler.mode={mode!r}: must be min or max", key="scheduler.mode")
+        if on_missing_checkpoint not in ("error", "restart"):
+            raise ConfigError(
+                f"scheduler.on_missing_checkpoint={on_missing_checkpoint!r}: must be error or restart",
+                key="scheduler.on_missing_checkpoint",
+            )
+        self.core = core
+        self.on_missing_checkpoint = on_missing_checkpoint
+        self._metric = metric
+        self._mode = mode
+        self._time_attr = time_attr
+        self._trials: dict[str, Trial] = {}
+        self._pausing: dict[str, Trial] = {}
+        self._promoted: collections.deque[Trial] = collections.deque()
+        self._losers: collections.deque[Trial] = collections.deque()
+        self._reasons: dict[str, str] = {}
+        self._idle_steps = 0
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Takes metric and mode from `TuneConfig`; False if both sides name one."""
+        if (self._metric and metric) or (self._mode and mode):
+            return False
+        self._metric = self._metric or metric
+        self._mode = self._mode or mode
+        return True
+
+    def reason(self, trial_id: str) -> str:
+        """Why the last decision about this trial was taken."""
+        return self._reasons.get(trial_id, "")
+
+    def tags(self, trial_id: str) -> Mapping[str, int]:
+        """What the algorithm says of a trial: bracket, rung."""
+        return self.core.tags(trial_id)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Ray calls this again for a trial that it retries."""
+        self._trials[trial.trial_id] = trial
+        self.core.add(trial.trial_id)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Records the report and returns what Ray should do with the trial."""
+        if self._time_attr not in result:
+            raise StudyError(
+                f"scheduler.time_attr={self._time_attr!r} was not reported; reported: {', '.join(sorted(result))}"
+            )
+        decision = self.core.report(trial.trial_id, int(result[self._time_attr]), self._loss(result))
+        if decision.action is not Action.CONTINUE:
+            self._reasons[trial.trial_id] = decision.reason
+        if decision.action is Action.PAUSE:
+            self._pausing[trial.trial_id] = trial
+            self._tell_searcher(tune_controller, "on_pause", trial)
+        return str(_RAY_ACTION[decision.action])
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """The trial was stopped while it ran, or ended by itself; without any report it counts as failed."""
+        reported = bool(result) and self._metric in result
+        self.core.end(trial.trial_id, self._loss(result) if reported else None)
+        self._forget(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """A failure. With status ERROR Ray is about to retry the trial: it keeps its place."""
+        if trial.status != Trial.ERROR:
+            self.core.end(trial.trial_id, None)
+            self._forget(trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """The trial was stopped while it was paused or pending."""
+        self.core.end(trial.trial_id, None)
+        self._forget(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Closes complete rungs, stops the losers, and returns the next promoted trial, or None."""
+        self._check_pauses()
+        moves = self.core.advance(tune_controller.search_alg.is_finished())
+        self._reasons.update(moves.reasons or {})
+        self._promoted.extend(self._trials[trial_id] for trial_id in moves.promote)
+        self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
+        for _ in range(len(self._losers)):
+            trial = self._losers.popleft()
+            if trial.is_saving or trial.status == Trial.RUNNING:
+                self._losers.append(trial)
+            elif not trial.is_finished():
+                tune_controller.stop_trial(trial)
+        for _ in range(len(self._promoted)):
+            trial = self._promoted.popleft()
+            if trial.is_finished():
+                continue
+            if trial.status == Trial.PAUSED and not trial.is_saving:
+                self._idle_steps = 0
+                self._tell_searcher(tune_controller, "on_unpause", trial)
+                return trial
+            self._promoted.append(trial)
+        self._check_progress(tune_controller)
+        return None
+
+    def debug_string(self) -> str:
+        """One line for Ray's own progress table."""
+        return f"{type(self).__name__}: {len(self._trials)} trials"
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the state is a fold over what happened, and Ray never restores a scheduler."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+    def _loss(self, result: Mapping[str, Any]) -> float:
+        value = float(result[self._metric])  # type: ignore[index]  # Ray checks that the metric is there
+        return -value if self._mode == "max" else value
+
+    def _forget(self, trial: Trial) -> None:
+        for known in (self._trials, self._pausing, self._reasons):
+            known.pop(trial.trial_id, None)
+
+    def _tell_searcher(self, tune_controller: Any, what: str, trial: Trial) -> None:
+        """Searchers that count live trials themselves leave out the paused ones."""
+        searcher = getattr(tune_controller.search_alg, "searcher", None)
+        while searcher is not None and not hasattr(type(searcher), what):
+            searcher = getattr(searcher, "searcher", None)
+        # Ray's ConcurrencyLimiter has the method, and calls it on a searcher which may not.
+        inner = getattr(searcher, "searcher", searcher)
+        if searcher is not None and hasattr(inner, what):
+            getattr(searcher, what)(trial.trial_id)
+
+    def _check_pauses(self) -> None:
+        """A trial that was paused without a checkpoint would silently start again when it goes on."""
+        for trial_id, trial in list(self._pausing.items()):
+            if trial.status != Trial.PAUSED or trial.is_saving:
+                continue
+            del self._pausing[trial_id]
+            if trial.checkpoint is None and self.on_missing_checkpoint == "error":
+                raise StudyError(
+                    f"trial {trial_id} was paused but has reported no checkpoint, so it can't go on later. Report "
+                    f"one, `tune.report(metrics, checkpoint=...)`, or set scheduler.on_missing_checkpoint=restart "
+                    f"to train promoted trials again from the start"
+                )
+
+    def _check_progress(self, tune_controller: Any) -> None:
+        """Raises when nothing runs, nothing is pending, and the searcher gives no trial that a rung waits for."""
+        live = tune_controller.get_live_trials()
+        if not live or self._losers or any(t.status in (Trial.RUNNING, Trial.PENDING) for t in live):
+            self._idle_steps = 0
+            return
+        self._idle_steps += 1
+        if self._idle_steps > _PATIENCE and (waits_for := self.core.waits_for()):
+            raise StudyError(
+                f"{waits_for}, but the searcher gives none and nothing is running: max_concurrent_trials counts "
+                f"paused trials. Take it out of TuneConfig, or use a searcher of hpo_ray.searchers, which doesn't "
+                f"count them"
+            )
+
+
+class FIFO(CoreScheduler):
+    """Trains every trial to `max_resource`.
+
+    Args:
+        max_resource: where a trial stops, in whole units of `time_attr`.
+        metric: see `CoreScheduler`.
+        mode: see `CoreScheduler`.
+        time_attr: see `CoreScheduler`.
+    """
+
+    Core: ClassVar = FIFOCore
+
+    def __init__(
+        self,
+        max_resource: int,
+        metric: str | None = None,
+        mode: str | None = None,
+        time_attr: str = "training_iteration",
+    ) -> None:
+        super().__init__(FIFOCore(max_resource), metric, mode, time_attr)
+
+
+class SuccessiveHalving(CoreScheduler):
+    """Synchronous successive halving (Jamieson and Talwalkar, AISTATS 2016).
+
+    `bracket_size` trials are trained to a first resource; the best 1/eta of them go on with eta times more, and so
+    on up to `max_resource`. When more trials come, they fill another bracket of the same kind. Ray Tune has no
+    synchronous successive halving.
+
+    Args:
+        max_resource: R, the most that a trial may get, in whole units of `time_attr`.
+        min_resource: the least that a trial gets.
+        eta: of each rung 1/eta of the trials go on. At least 2.
+        bracket_size: trials at the bottom of a bracket; by default eta^s_max, which leaves one at the top.
+        metric: see `CoreScheduler`.
+        mode: see `CoreScheduler`.
+        time_attr: see `CoreScheduler`.
+        on_missing_checkpoint: see `CoreScheduler`.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    Core: ClassVar = SuccessiveHalvingCore
+
+    def __init__(
+        self,
+        max_resource: int,
+        min_resource: int = 1,
+        eta: int = 3,
+        bracket_size: int | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        time_attr: str = "training_iteration",
+        on_missing_checkpoint: str = "error",
+    ) -> None:
+        core = SuccessiveHalvingCore(max_resource, min_resource, eta, bracket_size)
+        super().__init__(core, metric, mode, time_attr, on_missing_checkpoint)
+
+
+class Hyperband(CoreScheduler):
+    """Hyperband (Li et al., JMLR 2018), by its Algorithm 1.
+
+    Brackets are filled from the most exploratory to plain training, each rung waits for its bracket, and after the
+    last bracket the first comes again for as long as there are trials. `hyperband_brackets` gives the numbers.
+    Ray's `HyperBandScheduler` differs in all three, rounds rungs up, and hangs when the last unfinished trial of
+    a rung fails.
+
+    Args:
+        max_resource: R, the most that a trial may get, in whole units of `time_attr`.
+        min_resource: the least that a trial gets.
+        eta: of each rung 1/eta of the trials go on. At least 2.
+        metric: see `CoreScheduler`.
+        mode: see `CoreScheduler`.
+        time_attr: see `CoreScheduler`.
+        on_missing_checkpoint: see `CoreScheduler`.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    Core: ClassVar = HyperbandCore
+
+    def __init__(
+        self,
+        max_resource: int,
+        min_resource: int = 1,
+        eta: int = 3,
+        metric: str | None = None,
+        mode: str | None = None,
+        time_attr: str = "training_iteration",
+        on_missing_checkpoint: str = "error",
+    ) -> None:
+        core = HyperbandCore(max_resource, min_resource, eta)
+        super().__init__(core, metric, mode, time_attr, on_missing_checkpoint)

@@ -1,0 +1,79 @@
+"""What a scheduler is, without Ray: a fold over what happened to the trials.
+
+A core hears `add`, `report` and `end`, and answers with decisions. It holds no clock, no generator and no trial
+objects, and is keyed by trial ids alone, so that feeding it a log again gives the same state again. Values are
+*losses*: the caller has turned the sign where more is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from hpo_ray.schedulers.brackets import Budget, Plan
+
+
+class Action(str, Enum):
+    """What becomes of a trial after a report."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action and, in words, why."""
+
+    action: Action
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What a rung that has just closed does with its paused trials, best first.
+
+    Attributes:
+        promote: ids of trials that go on.
+        stop: ids of trials that don't.
+        reasons: in words, why, by id.
+    """
+
+    promote: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    reasons: Mapping[str, str] | None = None
+
+
+NO_MOVES = Moves()
+CONTINUE = Decision(Action.CONTINUE)
+
+
+class SchedulerCore(Protocol):
+    """The algorithm of a scheduler."""
+
+    max_resource: int
+    pauses: bool
+    """Whether a trial can be paused and go on later, which needs checkpoints."""
+
+    def plan(self, budget: Budget) -> Plan:
+        """What it will do with this budget; raises `ConfigError` for a budget that doesn't fit it."""
+
+    def add(self, trial_id: str) -> None:
+        """A trial was added. Adding it again (a retry) changes nothing."""
+
+    def report(self, trial_id: str, resource: int, loss: float) -> Decision:
+        """A trial reported a loss at a resource. What is on record already is not changed by a second report."""
+
+    def end(self, trial_id: str, loss: float | None) -> None:
+        """A trial ended by itself with this loss, or failed (None)."""
+
+    def advance(self, source_finished: bool) -> Moves:
+        """Closes what can be closed. `source_finished`: no further trial will be added."""
+
+    def waits_for(self) -> str:
+        """What it waits for, in words; empty when nothing paused waits."""
+
+    def tags(self, trial_id: str) -> Mapping[str, int]:
+        """What it says of a trial: bracket, rung."""

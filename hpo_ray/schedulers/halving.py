@@ -1,0 +1,242 @@
+"""Synchronous halving over brackets: the algorithm of SuccessiveHalving and Hyperband.
+
+Trials fill the brackets in order; a rung waits until every trial of its bracket has reported there, has ended or has
+failed; then the best n_{i+1} go on and the others end. Sources: see `brackets`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hpo_ray.errors import ConfigError
+from hpo_ray.schedulers.brackets import (
+    Bracket,
+    Budget,
+    Plan,
+    check_geometry,
+    halving_bracket,
+    hyperband_brackets,
+    rounds_of,
+)
+from hpo_ray.schedulers.core import CONTINUE, NO_MOVES, Action, Decision, Moves
+
+FAILED = math.inf
+
+
+@dataclass
+class _Ladder:
+    """One bracket while it runs."""
+
+    index: int
+    bracket: Bracket
+    rung: int = 0
+    size: int = 0
+    """Trials that started in it: `bracket.rungs[0].n` unless the source finished before."""
+    members: list[str] = field(default_factory=list)
+    """Ids in the current rung, in the order in which they were added: ties go to the lower trial number."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Losses in the current rung; `FAILED` for a trial that has none."""
+    ended: dict[str, float] = field(default_factory=dict)
+    """Last losses of members that ended by themselves and can't go on."""
+    closed: bool = False
+
+    @property
+    def last(self) -> bool:
+        return self.rung == len(self.bracket.rungs) - 1
+
+    @property
+    def target(self) -> int:
+        return self.bracket.rungs[self.rung].r
+
+    def places(self, eta: int) -> int:
+        """How many go on to the next rung: floor(n eta^-(i+1)), n being what the bracket started with.
+
+        At least one, so that a bracket that the source could not fill still trains its best to the end; in a
+        full bracket the floor is never 0.
+        """
+        return max(1, self.size // eta ** (self.rung + 1))
+
+
+class HalvingCore:
+    """Synchronous halving over an endless cycle of brackets.
+
+    Args:
+        brackets: one round of brackets; after the last the first comes again.
+        max_resource: R, the resource of the last rung of each bracket.
+        eta: see `brackets`.
+    """
+
+    pauses = True
+
+    def __init__(self, brackets: Sequence[Bracket], max_resource: int, eta: int) -> None:
+        self.brackets = tuple(brackets)
+        self.max_resource = max_resource
+        self.eta = eta
+        self._ladders: list[_Ladder] = []
+        self._of: dict[str, _Ladder] = {}
+        self._rung_of: dict[str, int] = {}
+        self._changed: dict[int, None] = {}
+        """Indices of the ladders in which something happened since the last `advance`, in order."""
+
+    def add(self, trial_id: str) -> None:
+        """Puts a new trial into the bracket that is being filled."""
+        if trial_id in self._of:
+            return
+        ladder = self._ladders[-1] if self._ladders else None
+        if ladder is None or ladder.size >= ladder.bracket.rungs[0].n or ladder.rung > 0 or ladder.closed:
+            index = len(self._ladders)
+            ladder = _Ladder(index, self.brackets[index % len(self.brackets)])
+            self._ladders.append(ladder)
+        ladder.size += 1
+        ladder.members.append(trial_id)
+        self._of[trial_id] = ladder
+        self._rung_of[trial_id] = 0
+
+    def report(self, trial_id: str, resource: int, loss: float) -> Decision:
+        """Pauses a trial at its rung, stops it at the last rung, and ends it if the loss is not finite."""
+        ladder = self._of[trial_id]
+        if not math.isfinite(loss):
+            self.end(trial_id, None)
+            return Decision(Action.STOP, f"reported {loss} at {resource}")
+        if resource < ladder.target:
+            return CONTINUE
+        if trial_id in ladder.members and trial_id not in ladder.losses:
+            self._record(ladder, trial_id, loss)
+        if ladder.last:
+            return Decision(Action.STOP, f"reached max_resource {self.max_resource}")
+        return Decision(Action.PAUSE, f"waits at rung {ladder.rung} of bracket {ladder.index}")
+
+    def end(self, trial_id: str, loss: float | None) -> None:
+        """A trial that ended by itself ranks with its last loss; one that failed ranks last.
+
+        The first keeps its place in the rungs above as long as its loss is among the best: it is a configuration
+        like the others, only that there is nothing left to train.
+        """
+        ladder = self._of[trial_id]
+        if trial_id not in ladder.members or trial_id in ladder.ended or ladder.closed:
+            return
+        if loss is None or not math.isfinite(loss):
+            self._record(ladder, trial_id, FAILED)
+            return
+        known = ladder.losses.get(trial_id)
+        if known is None:
+            self._record(ladder, trial_id, loss)
+        ladder.ended[trial_id] = loss
+
+    def advance(self, source_finished: bool) -> Moves:
+        """Closes each rung whose trials have all reported, ended or failed."""
+        if source_finished and self._ladders:
+            self._changed[self._ladders[-1].index] = None
+        if not self._changed:
+            return NO_MOVES
+        promote: list[str] = []
+        stop: list[str] = []
+        reasons: dict[str, str] = {}
+        changed, self._changed = self._changed, {}
+        for index in changed:
+            while self._close_rung(self._ladders[index], source_finished, promote, stop, reasons):
+                pass
+        return Moves(tuple(promote), tuple(stop), reasons) if promote or stop else NO_MOVES
+
+    def waits_for(self) -> str:
+        """Names the rung that waits for trials which have not been added yet."""
+        for ladder in self._ladders:
+            missing = ladder.bracket.rungs[0].n - ladder.size
+            if not ladder.closed and ladder.rung == 0 and missing > 0:
+                return (
+                    f"rung 0 of bracket {ladder.index} (s={ladder.bracket.s}) waits for {missing} more of its "
+                    f"{ladder.bracket.rungs[0].n} trials"
+                )
+        return ""
+
+    def tags(self, trial_id: str) -> Mapping[str, int]:
+        """The trial's bracket (numbered from 0 in the order of filling) and the highest rung that it entered."""
+        return {"bracket": self._of[trial_id].index, "rung": self._rung_of[trial_id]}
+
+    def _record(self, ladder: _Ladder, trial_id: str, loss: float) -> None:
+        ladder.losses[trial_id] = loss
+        self._changed[ladder.index] = None
+
+    def _close_rung(
+        self,
+        ladder: _Ladder,
+        source_finished: bool,
+        promote: list[str],
+        stop: list[str],
+        reasons: dict[str, str],
+    ) -> bool:
+        """Closes the ladder's current rung if it is complete; True if the next one could be complete, too."""
+        filled = ladder.rung > 0 or ladder.size >= ladder.bracket.rungs[0].n or source_finished
+        if ladder.closed or not filled or any(member not in ladder.losses for member in ladder.members):
+            return False
+        if ladder.last:
+            ladder.closed = True
+            return False
+        ranked = sorted(ladder.members, key=ladder.losses.__getitem__)  # stable: ties by trial number
+        places = ladder.places(self.eta)
+        up = [member for member in ranked[:places] if ladder.losses[member] < FAILED]
+        where = f"rung {ladder.rung} of bracket {ladder.index}"
+        for rank, member in enumerate(ranked, 1):
+            if member in ladder.ended or ladder.losses[member] >= FAILED:
+                continue
+            reasons[member] = f"rank {rank} of {len(ranked)} in {where}, {places} go on"
+            (promote if member in up else stop).append(member)
+        ladder.members = [member for member in ladder.members if member in up]
+        ladder.ended = {member: loss for member, loss in ladder.ended.items() if member in up}
+        ladder.losses = dict(ladder.ended)
+        ladder.rung += 1
+        for member in ladder.members:
+            self._rung_of[member] = ladder.rung
+        ladder.closed = not ladder.members
+        return not ladder.closed
+
+
+class HyperbandCore(HalvingCore):
+    """Hyperband: a grid search over how early to halve. See `hpo_ray.schedulers.Hyperband`."""
+
+    def __init__(self, max_resource: int, min_resource: int = 1, eta: int = 3) -> None:
+        super().__init__(hyperband_brackets(max_resource, eta, min_resource), max_resource, eta)
+
+    def plan(self, budget: Budget) -> Plan:
+        """`budget.rounds` (1) times the brackets."""
+        if budget.trials is not None:
+            size = sum(bracket.rungs[0].n for bracket in self.brackets)
+            raise ConfigError(
+                f"budget.trials={budget.trials}: Hyperband decides the number of trials ({size} a round for "
+                f"max_resource={self.max_resource}, eta={self.eta}); use budget.rounds, or another max_resource",
+                key="budget.trials",
+            )
+        rounds, trials = rounds_of(self.brackets, budget)
+        return Plan(self.max_resource, trials, self.brackets, rounds)
+
+
+class SuccessiveHalvingCore(HalvingCore):
+    """One ladder, over and over. See `hpo_ray.schedulers.SuccessiveHalving`."""
+
+    def __init__(self, max_resource: int, min_resource: int = 1, eta: int = 3, bracket_size: int | None = None) -> None:
+        check_geometry(max_resource, min_resource, eta)
+        bracket = halving_bracket(max_resource, eta, min_resource, bracket_size)
+        super().__init__([bracket], max_resource, eta)
+
+    def plan(self, budget: Budget) -> Plan:
+        """`budget.trials` configurations (in brackets of `bracket_size`), or `budget.rounds` brackets."""
+        size = self.brackets[0].rungs[0].n
+        rounds, trials = rounds_of(self.brackets, budget)
+        if budget.trials is None:
+            return Plan(self.max_resource, trials, self.brackets, rounds)
+        if budget.rounds is not None:
+            raise ConfigError(
+                f"budget.trials={budget.trials} and budget.rounds={budget.rounds}: give one of them; "
+                f"a round is scheduler.bracket_size={size} trials",
+                key="budget.rounds",
+            )
+        if budget.trials % size:
+            raise ConfigError(
+                f"budget.trials={budget.trials}: must be a multiple of scheduler.bracket_size={size}, so that "
+                f"every bracket is full; use {budget.trials // size * size or size} or "
+                f"{(budget.trials // size + 1) * size}",
+                key="budget.trials",
+            )
+        return Plan(self.max_resource, budget.trials, self.brackets, budget.trials // size)

@@ -1,0 +1,370 @@
+"""The composition root: a configuration becomes a study.
+
+In two stages, both before the first trial. `draft` is cold: schema, space, plan; it imports neither Ray nor torch.
+`build` is warm: it imports the user's code and makes the parts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from hpo_ray.config import nearest, to_plain
+from hpo_ray.errors import ConfigError
+from hpo_ray.schedulers.brackets import Budget, Plan
+from hpo_ray.schedulers.fifo import FIFOCore
+from hpo_ray.space import Space
+from hpo_ray.trainables.context import TrialContext
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+    from hpo_ray.executors.base import Executor
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is tuned.
+
+    Attributes:
+        name: what it is called.
+        trainable: dotted path of a Ray Tune function or `Trainable` class.
+        metric: the reported value that counts.
+        mode: `min` or `max`.
+        max_resource: units of one full training.
+        unit: what one unit of resource is called.
+        args: constants for the trainable.
+    """
+
+    name: str
+    trainable: str
+    metric: str
+    mode: str
+    max_resource: int
+    unit: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A study as far as it is known without running any of its code.
+
+    Attributes:
+        config: the resolved configuration, plain.
+        name: the name that was given; None for the next free one.
+        root: the folder that studies lie in.
+        plan: what the scheduler will do with the budget.
+        max_resource: where every trial stops.
+    """
+
+    config: Mapping[str, Any]
+    name: str | None
+    root: Path
+    task: Task
+    method: str
+    space: Space
+    budget: Budget
+    plan: Plan
+    max_resource: int
+    seed: int
+
+    def free_name(self) -> str:
+        """The name that was given, or `<task>-<method>-<n>` with the next free n.
+
+        Raises:
+            ConfigError: a study of the name that was given is there already.
+        """
+        if self.name is not None:
+            if (self.root / self.name).exists():
+                raise ConfigError(
+                    f"study.name={self.name}: {self.root / self.name} is there already; choose another name or root, "
+                    f"or leave study.name out to get the next free one",
+                    key="study.name",
+                )
+            return self.name
+        prefix = f"{self.task.name}-{self.method}-"
+        taken = [
+            int(path.name[len(prefix) :])
+            for path in (self.root.iterdir() if self.root.is_dir() else ())
+            if path.name.startswith(prefix) and path.name[len(prefix) :].isdigit()
+        ]
+        return f"{prefix}{max(taken, default=0) + 1}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that can run: a draft and its parts.
+
+    Attributes:
+        draft: what was known before.
+        trainable: the user's function or class.
+        context: what all trials share.
+        time_attr: name of the reported value that counts resource.
+    """
+
+    draft: Draft
+    trainable: Callable[..., Any] | type
+    searcher: Searcher
+    scheduler: TrialScheduler
+    executor: Executor
+    callbacks: tuple[Callback, ...]
+    context: TrialContext
+    time_attr: str
+    max_retries: int
+
+
+def draft(config: DictConfig) -> Draft:
+    """Checks everything that can be checked without importing Ray, torch or the user's code.
+
+    Raises:
+        ConfigError: something can't be; the message names key, value and fix.
+    """
+    plain: dict[str, Any] = to_plain(config)
+    task = _task(plain["task"])
+    _check_one_of("view", plain["view"], ("auto", "live", "plain", "none"))
+    _check_one_of("trainable.precision", plain["trainable"]["precision"], ("fp32", "bf16", "fp16"))
+    if plain["trainable"]["precision"] == "fp16" and plain["resources"]["gpu"] == 0:
+        raise ConfigError(
+            "trainable.precision=fp16: needs a GPU, resources=gpu; on a CPU use bf16 or fp32",
+            key="trainable.precision",
+        )
+    for key, least in (("cpu", 0.0), ("gpu", 0.0)):
+        value = plain["resources"][key]
+        if not math.isfinite(value) or value < least:
+            raise ConfigError(f"resources.{key}={value:g}: must be >= 0", key=f"resources.{key}")
+    if plain["resources"]["cpu"] == plain["resources"]["gpu"] == 0:
+        raise ConfigError("resources.cpu=0: a trial without cores needs a GPU; use 1", key="resources.cpu")
+    _check_count("failure.max_retries", plain["failure"]["max_retries"], least=0)
+    _check_count("seed", plain["seed"], least=0)
+    budget = _budget(plain["budget"])
+    space = Space.from_config(plain["space"])
+    if not len(space):
+        raise ConfigError(
+            f"space is empty: there is nothing to tune in task={task.name}; give one, for example "
+            f"'space={{lr: {{low: 1e-5, high: 0.1, log: true}}}}'",
+            key="space",
+        )
+    core = _core(plain["scheduler"], task)
+    return Draft(
+        config=plain,
+        name=_name(plain["study"]["name"]),
+        root=Path(plain["study"]["root"]),
+        task=task,
+        method=plain["method"]["name"],
+        space=space,
+        budget=budget,
+        plan=core.plan(budget),
+        max_resource=core.max_resource,
+        seed=plain["seed"],
+    )
+
+
+def build(drafted: Draft) -> Study:
+    """Imports the user's code and makes the parts of a study. Starts nothing and writes nothing.
+
+    Raises:
+        ConfigError: something can't be imported, or a part refuses its settings.
+    """
+    from hpo_ray.executors.binding import can_save
+
+    config, task = drafted.config, drafted.task
+    trainable = load_trainable(task.trainable)
+    searcher = make("searcher", config["searcher"], space=drafted.space)
+    scheduler = make("scheduler", config["scheduler"])
+    waits = getattr(scheduler, "on_missing_checkpoint", None) == "error" and scheduler.core.pauses
+    if waits and isinstance(trainable, type) and not can_save(trainable):
+        raise ConfigError(
+            f"task.trainable={task.trainable}: the class has no save_checkpoint, and {type(scheduler).__name__} pauses "
+            f"trials. Give it save_checkpoint and load_checkpoint, or set scheduler.on_missing_checkpoint=restart to "
+            f"train promoted trials again from the start",
+            key="task.trainable",
+        )
+    resources = config["resources"]
+    return Study(
+        draft=drafted,
+        trainable=trainable,
+        searcher=searcher,
+        scheduler=scheduler,
+        executor=make("executor", config["executor"]),
+        callbacks=tuple(
+            make(f"tracker.callbacks[{i}]", section) for i, section in enumerate(config["tracker"]["callbacks"])
+        ),
+        context=TrialContext(
+            study_seed=drafted.seed,
+            max_resource=drafted.max_resource,
+            args=task.args,
+            cpus=resources["cpu"],
+            gpus=resources["gpu"],
+            precision=config["trainable"]["precision"],
+        ),
+        time_attr=config["scheduler"].get("time_attr", "training_iteration"),
+        max_retries=config["failure"]["max_retries"],
+    )
+
+
+def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
+    """Calls what `_target_` names with the rest of a configuration section.
+
+    Args:
+        key: what messages call the section.
+        section: `_target_`, the dotted path of a class, and its arguments.
+        given: arguments that no configuration can hold.
+
+    Raises:
+        ConfigError: the target can't be imported, or doesn't take an argument.
+    """
+    arguments = {name: value for name, value in section.items() if name != "_target_"}
+    target = locate(f"{key}._target_", section["_target_"])
+    parameters = inspect.signature(target).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for name in arguments:
+            if name not in parameters:
+                raise ConfigError(
+                    f"{key}.{name}={arguments[name]!r}: {section['_target_']} takes no {name!r}"
+                    f"{nearest(name, parameters)}; it takes {', '.join(parameters)}",
+                    key=f"{key}.{name}",
+                )
+    return target(**arguments, **given)
+
+
+def locate(key: str, path: str) -> Any:
+    """The object at a dotted path, `package.module.name`.
+
+    Raises:
+        ConfigError: it can't be imported; the message says which part, and why.
+    """
+    module_name, _, name = str(path).rpartition(".")
+    if not module_name or not re.fullmatch(r"[\w.]+", path):
+        raise ConfigError(f"{key}={path}: must be a dotted path, for example my_package.my_module.train", key=key)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise ConfigError(f"{key}={path}: {module_name} needs {error.name}, which is not installed", key=key) from None
+        here = sorted(p.stem for p in Path.cwd().glob("*.py"))
+        raise ConfigError(
+            f"{key}={path}: no module {error.name!r} in {Path.cwd()} or among the installed packages"
+            f"{nearest(module_name, here)}",
+            key=key,
+        ) from None
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise ConfigError(f"{key}={path}: importing {module_name} raised {_where(error)}", key=key) from None
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        names = [known for known in dir(module) if not known.startswith("_")]
+        raise ConfigError(f"{key}={path}: {module_name} has no {name!r}{nearest(name, names)}", key=key) from None
+
+
+def load_trainable(path: str) -> Callable[..., Any] | type:
+    """The trainable at a dotted path.
+
+    Raises:
+        ConfigError: it can't be imported, or is neither a function of a configuration nor a Ray Tune `Trainable`.
+    """
+    from ray.tune import Trainable
+
+    key = "task.trainable"
+    found = locate(key, path)
+    if isinstance(found, type):
+        if not issubclass(found, Trainable):
+            raise ConfigError(
+                f"{key}={path}: the class is no ray.tune.Trainable; derive it from that, or give a function "
+                f"`def train(config)`",
+                key=key,
+            )
+        return found
+    if not callable(found):
+        raise ConfigError(f"{key}={path}: is a {type(found).__name__}, not a function or a class", key=key)
+    positional = [
+        p
+        for p in inspect.signature(found).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+    if len(positional) != 1:
+        takes = ", ".join(p.name for p in positional) or "nothing"
+        raise ConfigError(
+            f"{key}={path}: must take one argument, the configuration: `def {path.rpartition('.')[2]}(config)`; "
+            f"it takes {takes}",
+            key=key,
+        )
+    return found
+
+
+def _task(section: Mapping[str, Any]) -> Task:
+    if not section["trainable"]:
+        raise ConfigError(
+            f"task.trainable is not set in task={section['name']}: give the dotted path of a function "
+            f"`def train(config)` or of a ray.tune.Trainable, task.trainable=my_package.train",
+            key="task.trainable",
+        )
+    _check_one_of("task.mode", section["mode"], ("min", "max"))
+    _check_count("task.max_resource", section["max_resource"])
+    return Task(**section)
+
+
+def _budget(section: Mapping[str, Any]) -> Budget:
+    for key in ("trials", "rounds", "concurrency"):
+        if section[key] is not None:
+            _check_count(f"budget.{key}", section[key])
+    time_s, target = section["time_s"], section["target"]
+    if time_s is not None and not (math.isfinite(time_s) and time_s > 0):
+        raise ConfigError(f"budget.time_s={time_s:g}: must be a number of seconds > 0, or null", key="budget.time_s")
+    if target is not None and not math.isfinite(target):
+        raise ConfigError(f"budget.target={target}: must be a finite value of the metric, or null", key="budget.target")
+    return Budget(**section)
+
+
+def _core(section: Any, task: Task) -> Any:
+    """The algorithm of a scheduler, from `<_target_>Core`; a scheduler without is planned as plain training."""
+    if not isinstance(section, Mapping) or "_target_" not in section:
+        raise ConfigError(f"scheduler={section!r}: must be a choice, scheduler=hyperband, or have a _target_")
+    module_name, _, name = str(section["_target_"]).rpartition(".")
+    if not module_name.startswith("hpo_ray."):
+        return FIFOCore(section.get("max_resource", task.max_resource))
+    cls = getattr(importlib.import_module(module_name), f"{name}Core", None)
+    if cls is None:
+        raise ConfigError(f"scheduler._target_={section['_target_']}: there is no such scheduler")
+    parameters = inspect.signature(cls).parameters
+    return cls(**{name: value for name, value in section.items() if name in parameters})
+
+
+def _name(name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"\w[\w.+=-]*", name):
+        raise ConfigError(
+            f"study.name={name!r}: must be a plain folder name of letters, digits and _ - . + =; "
+            f"where it lies is study.root",
+            key="study.name",
+        )
+    return name
+
+
+def _check_count(key: str, value: int, least: int = 1) -> None:
+    if value < least:
+        raise ConfigError(f"{key}={value}: must be a whole number >= {least}", key=key)
+
+
+def _check_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(allowed)}{nearest(value, allowed)}", key=key)
+
+
+def _where(error: BaseException) -> str:
+    """An exception in one line, with the place that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})" if frame else ""
+    return f"{type(error).__name__}: {error}{place}"

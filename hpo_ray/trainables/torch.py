@@ -1,0 +1,500 @@
+"""A PyTorch model as a Ray Tune trainable: resumable to the bit, safe to reuse, ready for PBT.
+
+A trial's numbers depend on its configuration, its seed and its checkpoint, and on nothing else: not on the trials that
+ran before it in the same process, nor on the process. So every call runs under the trial's own random states and
+thread count, and puts back those that it found.
+
+Population-based training sets a new configuration on a trial and *then* loads another trial's checkpoint, whose
+optimizer state would silently undo the new learning rate. So a checkpoint holds the configuration that it was made
+with, and where that differs from the trial's own, the trial's own optimizer settings win.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.tune import Trainable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from hpo_ray.errors import ConfigError
+from hpo_ray.trainables.context import TrialContext, get_context
+
+STATE_FILE = "state.pt"
+"""The file that a checkpoint consists of."""
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
+    """Trains a PyTorch model, one epoch a `step()`. Subclass it and say what to train.
+
+    Three hooks have to be written: `build_model`, `build_optimizer` and `build_data`. The others have defaults:
+    `build_lr_scheduler`, `loss`, `train_epoch`, `evaluate`.
+
+    Example:
+        A classifier, tuned by `python -m hpo_ray task=custom task.trainable=my_pkg.Classifier task.metric=accuracy
+        task.mode=max 'space={lr: {low: 1e-4, high: 0.1, log: true}, batch_size: [32, 64]}'`::
+
+            class Classifier(TorchTrainable):
+                def build_model(self, config):
+                    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 3))
+
+                def build_optimizer(self, model, config):
+                    return torch.optim.AdamW(model.parameters(), lr=config["lr"])
+
+                def build_data(self, config):
+                    parts = torch.load(get_context().args["path"])  # x: (n, 20) floats, y: (n,) class numbers
+                    return {"train": parts[0], "validation": parts[1], "test": parts[2]}
+
+    Randomness: the weights, dropout and whatever else draws from the global generators of torch, numpy and `random`
+    get states of the trial's own, seeded by `get_context().seed`; shuffling draws from `generator`. All of them are in
+    the checkpoint: save, load and step give the same bits as an uninterrupted step (on a CPU; on a GPU as far as
+    its kernels are deterministic).
+
+    Population-based training: when a checkpoint of another configuration is loaded, weights and optimizer state
+    (momentum, moments) are taken from it, and all settings of the parameter groups (learning rate, weight decay,
+    momentum, …) from a freshly built optimizer. A learning-rate schedule is the trial's own too, moved forward to
+    the epoch of the checkpoint: the new learning rate at the old position. `ReduceLROnPlateau`, which follows the loss
+    and not the epoch, starts anew. An optimizer of another class starts with an empty state. What `train_epoch` itself
+    wrote into the parameter groups is not carried over. When the configurations are equal, the state is loaded as is.
+
+    Attributes:
+        model: the network, on `device`.
+        optimizer: what `build_optimizer` returned.
+        lr_scheduler: what `build_lr_scheduler` returned, or None.
+        data: what `build_data` returned.
+        device: `cuda` when the trial was given a GPU or a share of one, otherwise `cpu`.
+        generator: a CPU generator of the trial's own, for shuffling.
+        scaler: scales the loss of fp16; does nothing in the other precisions.
+        config: the trial's hyperparameters. Hooks get copies of it.
+
+    Raises:
+        RuntimeError: at the start, when the trial was given a GPU and torch can't use one.
+        ConfigError: at the start, for an unknown `trainable.precision`, or fp16 without a GPU.
+    """
+
+    data_depends_on_config: bool = False
+    """Whether `build_data` reads its `config`. If not, data is built once and kept when the object gets a new trial."""
+
+    evaluation_batch_size: int = 1024
+    """Examples in a forward pass of `evaluate`: bounds its memory."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    lr_scheduler: LRScheduler | None
+    data: Mapping[str, Any]
+    device: torch.device
+    generator: torch.Generator
+    scaler: torch.amp.GradScaler
+    config: dict[str, Any]
+
+    _context: TrialContext
+    _random_state: _RandomState
+    _data_key: tuple[object, ...] | None = None
+
+    # Hooks to write.
+
+    def build_model(self, config: dict[str, Any]) -> nn.Module:
+        """The network, with its initial weights. It is moved to `device` afterwards."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_model(self, config) -> nn.Module")
+
+    def build_optimizer(self, model: nn.Module, config: dict[str, Any]) -> Optimizer:
+        """The optimizer of the parameters of `model`."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_optimizer(self, model, config)")
+
+    def build_data(self, config: dict[str, Any]) -> Mapping[str, Any]:
+        """The data, by split.
+
+        The global generators are seeded by the study's seed here, so that all trials draw the same data. The result
+        is kept for later trials of the same study, unless the class sets `data_depends_on_config = True`.
+
+        Returns:
+            For the default `train_epoch` and `evaluate`: `{"train": (x, y), "validation": (x, y), "test": (x, y)}`,
+            tensors whose first dimension counts examples. Small data is best put on `self.device` here; otherwise
+            each batch is moved there. Anything else is fine when both methods are overridden.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define build_data(self, config) -> {{split: (x, y)}}")
+
+    # Hooks with defaults.
+
+    def build_lr_scheduler(self, optimizer: Optimizer, config: dict[str, Any]) -> LRScheduler | None:
+        """The learning-rate schedule, stepped after each epoch (with the training loss if it asks for a metric).
+
+        Returns:
+            None, unless overridden: a constant learning rate.
+        """
+        return None
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar.
+
+        Args:
+            output: what the model returned; for the default (n, classes) scores, before any softmax.
+            target: the batch of `y`; for the default (n,) class numbers.
+
+        Returns:
+            The cross entropy in nats, unless overridden.
+        """
+        return nn.functional.cross_entropy(output.float(), target)
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over `data["train"]` in shuffled batches of `config["batch_size"]` (default 64) examples.
+
+        Returns:
+            `train_loss`: the mean over the epoch's examples of the loss as they were met.
+        """
+        x, y = self._split("train")
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        order = torch.randperm(len(x), generator=self.generator).to(x.device)
+        for batch in torch.split(order, int(self.config.get("batch_size", 64))):
+            with self._autocast():
+                loss = self.loss(self.model(x[batch].to(self.device)), y[batch].to(self.device))
+            self.optimizer.zero_grad()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            total += loss.detach().double() * len(batch)
+        train_loss = total.item() / len(x)
+        if isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            self.lr_scheduler.step(train_loss)
+        elif self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        return {"train_loss": train_loss}
+
+    def evaluate(self, split: str = "validation") -> dict[str, float]:
+        """The metrics of the model on one split, without gradients and in evaluation mode.
+
+        Args:
+            split: a key of `data`.
+
+        Returns:
+            `loss`: the mean over the split's examples; and `accuracy` (0 to 1), when the output is class scores
+            (n, classes) and the target class numbers (n,).
+        """
+        x, y = self._split(split)
+        self.model.eval()
+        totals: dict[str, Tensor] = {}
+        with torch.no_grad(), self._autocast():
+            batches = (torch.split(part, self.evaluation_batch_size) for part in (x, y))
+            for inputs, target in zip(*batches, strict=True):
+                target = target.to(self.device)
+                output = self.model(inputs.to(self.device))
+                means = {"loss": self.loss(output, target)}
+                if output.ndim == target.ndim + 1 and not target.is_floating_point():
+                    means["accuracy"] = (output.argmax(dim=1) == target).double().mean()
+                for name, mean in means.items():
+                    totals[name] = totals.get(name, 0.0) + mean.double() * len(inputs)
+        return {name: total.item() / len(x) for name, total in totals.items()}
+
+    def test(self) -> dict[str, float]:
+        """`evaluate("test")`: what to report about the trial that was chosen, and never to choose by.
+
+        It leaves the trial's random states as they were.
+        """
+        random_state, shuffling = self._random_state, self.generator.get_state()
+        with self._alone():
+            metrics = self.evaluate("test")
+        self._random_state = random_state
+        self.generator.set_state(shuffling)
+        return {name: float(value) for name, value in metrics.items()}
+
+    # What Ray calls.
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Builds data, model and optimizer for a new trial."""
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Turns this object into a new trial, equal to a fresh one. Data is kept where it can be.
+
+        Returns:
+            True: Ray may reuse the actor.
+        """
+        self._start(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch and its evaluation.
+
+        Returns:
+            The metrics of `train_epoch` and `evaluate`, as floats. Flags and strings pass as they are.
+        """
+        with self._alone():
+            metrics: dict[str, Any] = {**self.train_epoch(), **self.evaluate()}
+        return {name: value if isinstance(value, (bool, str)) else float(value) for name, value in metrics.items()}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes everything that the next step depends on to `state.pt` in `checkpoint_dir`.
+
+        The file holds tensors and plain values only, so that it can be read without running code from it.
+        """
+        state = {
+            "config": _plain(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": _without_numpy(self.optimizer.state_dict()),
+            "optimizer_class": _class_name(self.optimizer),
+            "lr_scheduler": _without_numpy(self.lr_scheduler.state_dict()) if self.lr_scheduler is not None else None,
+            "scaler": self.scaler.state_dict(),
+            "shuffle": self.generator.get_state(),
+            "random": self._random_state.to_plain(),
+        }
+        torch.save(state, Path(checkpoint_dir) / STATE_FILE)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Continues from a checkpoint: the trial's own to the bit, another's under this trial's hyperparameters.
+
+        Args:
+            checkpoint_dir: a folder that `save_checkpoint` wrote to, here or on another machine, with or without GPU.
+
+        Raises:
+            ConfigError: the checkpoint is of another configuration, and its weights don't fit this one's model.
+            pickle.UnpicklingError: the file holds anything but tensors and plain values.
+        """
+        # To the CPU first: load_state_dict copies to where each tensor belongs, and generator states belong there.
+        state = torch.load(Path(checkpoint_dir) / STATE_FILE, map_location="cpu", weights_only=True)
+        own, donor = _plain(self.config), state["config"]
+        with self._alone():
+            self._build_optimizer()
+            try:
+                self.model.load_state_dict(state["model"])
+                if own == donor:
+                    self.optimizer.load_state_dict(state["optimizer"])
+                else:
+                    self._adopt_optimizer_state(state)
+            except (RuntimeError, ValueError) as error:
+                if own == donor:
+                    raise
+                differing = {
+                    key: (donor.get(key), own.get(key))
+                    for key in sorted({*own, *donor})
+                    if own.get(key) != donor.get(key)
+                }
+                raise ConfigError(
+                    f"The checkpoint was made with another configuration (theirs, ours: {differing}), and its weights "
+                    "don't fit this trial's model or optimizer. Hyperparameters that change shapes can't change during "
+                    f"a trial: have the scheduler leave them as they are. torch says: {error}"
+                ) from error
+            if self.lr_scheduler is not None:
+                if own == donor:
+                    self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+                else:
+                    self._advance_lr_scheduler(state["lr_scheduler"] or {})
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["shuffle"])
+        self._random_state = _RandomState.from_plain(state["random"], own_gpu=self._random_state.gpu)
+
+    def cleanup(self) -> None:
+        """Frees the model, the optimizer and the data."""
+        self._release()
+        self.__dict__.pop("data", None)
+        self._data_key = None
+
+    # Inner workings.
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._release()
+        self.config = config
+        self._context = context = get_context()
+        self.device = self._choose_device()
+        data_key = (self.device, context.study_seed, dict(context.args))
+        if self.data_depends_on_config or self._data_key != data_key:
+            # Under a state of its own: whether data is built or kept must not show in the trial's weights.
+            self._random_state = _RandomState.seeded(context.split_seed, self.device)
+            with self._alone():
+                self.data = self.build_data(copy.deepcopy(config))
+            self._data_key = data_key
+        shuffling, others = np.random.SeedSequence(context.seed).generate_state(2)
+        self.generator = torch.Generator().manual_seed(int(shuffling))
+        self._random_state = _RandomState.seeded(int(others), self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=context.precision == "fp16")
+        with self._alone():
+            self.model = self.build_model(copy.deepcopy(config)).to(self.device)
+            self._build_optimizer()
+
+    def _release(self) -> None:
+        """Drops what belongs to one trial, so that the next one's model does not share the memory with it."""
+        for name in ("model", "optimizer", "lr_scheduler", "scaler", "generator"):
+            self.__dict__.pop(name, None)
+
+    def _choose_device(self) -> torch.device:
+        resources = self.trial_resources
+        gpus = self._context.gpus if resources is None else resources.required_resources.get("GPU", 0)
+        precision = self._context.precision
+        if precision not in _AUTOCAST:
+            raise ConfigError(
+                f"trainable.precision={precision} is unknown: use one of {', '.join(_AUTOCAST)}.",
+                key="trainable.precision",
+            )
+        if gpus > 0:
+            if not torch.cuda.is_available():
+                raise RuntimeError(
+                    f"The trial was given {gpus:g} GPU, but torch.cuda.is_available() is False in its process. Install "
+                    f"a CUDA build of torch (this is {torch.__version__}) and its driver, or give the trials no GPU."
+                )
+            return torch.device("cuda")
+        if precision == "fp16":
+            raise ConfigError(
+                "trainable.precision=fp16 needs a GPU, and the trial has none: use trainable.precision=bf16 or fp32, "
+                "or give the trials a GPU.",
+                key="trainable.precision",
+            )
+        return torch.device("cpu")
+
+    def _build_optimizer(self) -> None:
+        self.optimizer = self.build_optimizer(self.model, copy.deepcopy(self.config))
+        self.lr_scheduler = self.build_lr_scheduler(self.optimizer, copy.deepcopy(self.config))
+
+    def _adopt_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Takes another configuration's optimizer state, and keeps the settings of the fresh optimizer."""
+        if state["optimizer_class"] != _class_name(self.optimizer):
+            return
+        settings = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            params = group["params"]
+            group.clear()  # also what only the donor's groups had
+            group.update(own, params=params)
+
+    def _advance_lr_scheduler(self, donor: dict[str, Any]) -> None:
+        """Moves the fresh schedule to the epoch of another configuration's."""
+        if self.lr_scheduler is None or isinstance(self.lr_scheduler, ReduceLROnPlateau):
+            return
+        with warnings.catch_warnings():
+            # The optimizer steps of these epochs were the donor's.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            for _ in range(_schedule_position(donor)):
+                self.lr_scheduler.step()
+
+    def _split(self, split: str) -> tuple[Tensor, Tensor]:
+        if split not in self.data:
+            raise ValueError(f"build_data gave no {split!r} split, only {', '.join(map(repr, self.data))}.")
+        x, y = self.data[split]
+        return x, y
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        dtype = _AUTOCAST[self._context.precision]
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Runs the block under the trial's own random states and thread count, and puts back those of the process.
+
+        The number of threads decides how sums are split, and so their last digits.
+        """
+        outside, threads = _RandomState.capture(self.device), torch.get_num_threads()
+        self._random_state.apply(self.device)
+        own_threads = max(1, int(self._context.cpus))
+        if own_threads != threads:
+            torch.set_num_threads(own_threads)
+        try:
+            yield
+        finally:
+            self._random_state = _RandomState.capture(self.device)
+            outside.apply(self.device)
+            if own_threads != threads:
+                torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """The states of the generators that all code in a process shares: of torch, its GPU, numpy and `random`."""
+
+    cpu: Tensor
+    gpu: Tensor | None
+    numpy: Any
+    python: Any
+
+    @classmethod
+    def seeded(cls, seed: int, device: torch.device) -> _RandomState:
+        """The states that a seed (32 bits) leads to, without touching any generator in use."""
+        return cls(
+            cpu=torch.Generator().manual_seed(seed).get_state(),
+            gpu=torch.Generator(device).manual_seed(seed).get_state() if device.type == "cuda" else None,
+            numpy=np.random.RandomState(seed).get_state(),
+            python=random.Random(seed).getstate(),
+        )
+
+    @classmethod
+    def capture(cls, device: torch.device) -> _RandomState:
+        """The states as they are now."""
+        return cls(
+            cpu=torch.get_rng_state(),
+            gpu=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            numpy=np.random.get_state(),
+            python=random.getstate(),
+        )
+
+    def apply(self, device: torch.device) -> None:
+        """Makes these the states of the process."""
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, device)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The states as tensors and plain values, which `torch.load(weights_only=True)` accepts."""
+        kind, keys, position, has_gauss, gauss = self.numpy
+        return {
+            "cpu": self.cpu,
+            "gpu": self.gpu,
+            "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+            "python": self.python,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any], own_gpu: Tensor | None) -> _RandomState:
+        """What `to_plain` gave. A trial on a GPU that loads a checkpoint from a CPU keeps its `own_gpu` state."""
+        kind, keys, position, has_gauss, gauss = plain["numpy"]
+        return cls(
+            cpu=plain["cpu"],
+            gpu=own_gpu if own_gpu is None or plain["gpu"] is None else plain["gpu"],
+            numpy=(kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss),
+            python=plain["python"],
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as builtin values only, to be compared and to be read from a file without running code."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _without_numpy(state: Any) -> Any:
+    """The state with numpy's numbers as builtin ones: a learning rate may be one, and `weights_only` refuses them."""
+    if type(state) is dict:
+        return {key: _without_numpy(item) for key, item in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(map(_without_numpy, state))
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _schedule_position(state: dict[str, Any]) -> int:
+    """How often a schedule was stepped. `ChainedScheduler` leaves the count to its parts."""
+    if "last_epoch" in state:
+        return int(state["last_epoch"])
+    return max(map(_schedule_position, state.get("_schedulers", ())), default=0)

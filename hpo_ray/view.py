@@ -1,0 +1,205 @@
+"""What a person sees while a study runs: a live table in a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from hpo_ray.results import StudyState, TrialRecord
+from hpo_ray.schedulers.brackets import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    from hpo_ray.study import Draft
+
+DRAW_EVERY_S = 0.25
+LINE_EVERY_S = 60.0
+STATES = ("running", "paused", "completed", "stopped", "failed")
+
+
+class View:
+    """Sees nothing. Base of the others, and what `view=none` gives."""
+
+    def start(self, draft: Draft, folder: Path) -> None:
+        """A study starts."""
+
+    def update(self, state: StudyState, elapsed_s: float) -> None:
+        """Something may have happened. Called after each step of the loop, so it must be quick."""
+
+    def stop(self, state: StudyState, elapsed_s: float) -> None:
+        """The study has ended."""
+
+
+class PlainView(View):
+    """One line at the start, one for each change of the incumbent, and one a minute.
+
+    Args:
+        out: where to print; by default standard output.
+    """
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._best: str | None = None
+        self._last_line_s = 0.0
+
+    def start(self, draft: Draft, folder: Path) -> None:
+        """Says what will run and where it goes."""
+        self._draft = draft
+        self._print(f"{headline(draft)} -> {folder}")
+
+    def update(self, state: StudyState, elapsed_s: float) -> None:
+        """A line if another trial is the incumbent, or a minute has passed."""
+        best = state.best
+        if best is not None and best.trial_id != self._best:
+            self._best = best.trial_id
+            self._print(f"{clock(elapsed_s)}  best {incumbent(best, self._draft)}: {config_text(best.config)}")
+        if elapsed_s - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = elapsed_s
+            known = f"; best {incumbent(best, self._draft)}" if best is not None else ""
+            self._print(progress(state, self._draft, elapsed_s) + known)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+class LiveView(View):
+    """A table in the terminal that is drawn anew at most four times a second.
+
+    Args:
+        console: the terminal; by default the one on standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+
+        self._console = console or Console()
+        self._live: Live | None = None
+        self._drawn_s = -math.inf
+
+    def start(self, draft: Draft, folder: Path) -> None:
+        """Starts to draw."""
+        from rich.live import Live
+
+        self._draft, self._folder = draft, folder
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def update(self, state: StudyState, elapsed_s: float) -> None:
+        """Draws if the last drawing is old enough."""
+        if self._live is not None and elapsed_s - self._drawn_s >= DRAW_EVERY_S:
+            self._drawn_s = elapsed_s
+            self._live.update(self._render(state, elapsed_s), refresh=True)
+
+    def stop(self, state: StudyState, elapsed_s: float) -> None:
+        """Takes the table away; what is printed next stands in its place."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _render(self, state: StudyState, elapsed_s: float) -> Group:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[Any] = [Text(headline(self._draft), style="bold"), Text(str(self._folder), style="dim")]
+        total = self._draft.plan.total_resource
+        if total:
+            parts.append(ProgressBar(total=total, completed=min(state.trained, total), width=None))
+        parts.append(Text(progress(state, self._draft, elapsed_s)))
+        if state.best is not None:
+            line = Text("best ", style="green")
+            line.append(incumbent(state.best, self._draft), style="bold green")
+            parts += [line, Text("  " + config_text(state.best.config))]
+        if rows := rung_table(state, self._draft.plan):
+            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            for name in ("bracket", *(f"rung {i}" for i in range(max(len(row) for row in rows) - 1))):
+                table.add_column(name, justify="right")
+            for row in rows:
+                table.add_row(*row)
+            parts.append(table)
+        return Group(*parts)
+
+
+def make_view(kind: str) -> View:
+    """The view of a kind: `live`, `plain`, `none`, or `auto`: live in a terminal, plain elsewhere."""
+    if kind == "none":
+        return View()
+    if kind == "live" or (kind == "auto" and sys.stdout.isatty()):
+        return LiveView()
+    return PlainView()
+
+
+def headline(draft: Draft) -> str:
+    """What will run, in one line."""
+    plan, unit = draft.plan, draft.task.unit
+    how_many = "trials" if plan.trials is None else count(plan.trials, "trial")
+    limit = f" for {clock(draft.budget.time_s)}" if draft.budget.time_s is not None else ""
+    total = "" if plan.total_resource is None else f", {count(plan.total_resource, unit)}"
+    return f"{draft.method} on {draft.task.name}: {how_many}{total}{limit}"
+
+
+def incumbent(best: TrialRecord, draft: Draft) -> str:
+    """The incumbent's value, where it was reached, and whose it is."""
+    return f"{draft.task.metric} {best.value:.6g} at {draft.task.unit} {best.resource} (trial {best.number})"
+
+
+def progress(state: StudyState, draft: Draft, elapsed_s: float) -> str:
+    """Trials by state, resource spent of planned, time left."""
+    states = ", ".join(f"{state.states[name]} {name}" for name in STATES if state.states[name])
+    total = draft.plan.total_resource
+    spent = f"{state.trained} of {count(total, draft.task.unit)}" if total else count(state.trained, draft.task.unit)
+    left: list[float] = []
+    if total and state.trained:
+        left.append(elapsed_s * max(0, total - state.trained) / state.trained)
+    if draft.budget.time_s is not None:
+        left.append(max(0.0, draft.budget.time_s - elapsed_s))
+    time_left = f", {clock(min(left))} left" if left else ""
+    return f"{clock(elapsed_s)}  {states or 'starting'}; {spent}{time_left}"
+
+
+def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:
+    """A row a bracket: its number and s, then for each rung how many trials have reported there, of how many."""
+    if not plan.brackets:
+        return []
+    reached: dict[int, list[int]] = {}
+    for trial in state.trials.values():
+        index = trial.tags.get("bracket")
+        if index is not None:
+            rungs = plan.brackets[index % len(plan.brackets)].rungs
+            counts = reached.setdefault(index, [0] * len(rungs))
+            for i, rung in enumerate(rungs):
+                counts[i] += trial.resource >= rung.r
+    rows = []
+    for index, counts in sorted(reached.items()):
+        bracket = plan.brackets[index % len(plan.brackets)]
+        cells = [f"{done}/{rung.n} at {rung.r}" for done, rung in zip(counts, bracket.rungs, strict=True)]
+        rows.append([f"{index} (s={bracket.s})", *cells])
+    return rows
+
+
+def config_text(config: Mapping[str, Any], prefix: str = "") -> str:
+    """A configuration in one line, nested names dotted."""
+    parts = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            parts.append(config_text(value, f"{prefix}{name}."))
+        else:
+            parts.append(f"{prefix}{name}={f'{value:.4g}' if isinstance(value, float) else value}")
+    return " ".join(parts)
+
+
+def count(n: int, unit: str) -> str:
+    """`1 epoch`, `27 epochs`."""
+    return f"{n} {unit}" if n == 1 else f"{n} {unit}s"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss`, or `h:mm:ss` from an hour on."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
