@@ -207,7 +207,7 @@ def _hydra(typed: list[str]) -> int:
     """What prints and exits is Hydra's own: --cfg, --info, --hydra-help, shell completion."""
     import hydra
 
-    from hpo_ray.config import conf_dir, load, search_path
+    from hpo_ray.config import conf_dir, load
     from hpo_ray.overrides import rewrite
 
     overrides = [argument for argument in typed if not argument.startswith("-") and "=" in argument]

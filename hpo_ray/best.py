@@ -6,16 +6,16 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import yaml
+from omegaconf import OmegaConf
 
 from hpo_ray.errors import StudyError
 from hpo_ray.results import BEST_FOLDER, TrialRecord
 from hpo_ray.trainables.context import TrialContext, use_context
 
 if TYPE_CHECKING:
-    from ray.tune import Trainable
+    from ray.tune import Checkpoint, Trainable
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINT_FOLDER = "checkpoint"
@@ -47,38 +47,50 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
     return saved
 
 
-def load_best(path: str | Path) -> Trainable:
-    """The best trial of a study, as it was when it ended: its trainable, restored from its checkpoint.
+def save_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes the resolved configuration of a study to its folder."""
+    OmegaConf.save(OmegaConf.create(dict(config)), folder / CONFIG_FILE)
 
-    For a `TorchTrainable`, `.model` is the trained network.
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """Reads back what `save_config` wrote."""
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE)))
+
+
+def load_best(path: str | Path) -> Trainable | Checkpoint:
+    """The best trial of a study, as it was when it ended.
+
+    For a class: the trainable, restored from its checkpoint; of a `TorchTrainable`, `.model` is the trained network.
 
         model = hpo_ray.load_best("outputs/digits_mlp-hyperband-1").model
+
+    For a function, whose own code knows how its files are read: the `ray.tune.Checkpoint` that it reported.
+
+        with hpo_ray.load_best("outputs/custom-hyperband-1").as_directory() as folder: ...
 
     Args:
         path: the study's folder.
 
     Raises:
-        StudyError: the folder holds no best trial with a checkpoint, or the trainable is a function, of which only the
-            files of the checkpoint can be given (the message says where they lie).
+        StudyError: the folder holds no best trial, or one without a checkpoint.
         ConfigError: the trainable can't be imported.
     """
+    from ray.tune import Checkpoint
+
     from hpo_ray.study import load_trainable
 
     folder = Path(path)
     checkpoint = folder / BEST_FOLDER / CHECKPOINT_FOLDER
     try:
         best = json.loads((folder / BEST_FOLDER / BEST_FILE).read_text(encoding="utf-8"))
-        study = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        study = load_config(folder)
     except OSError as error:
         raise StudyError(f"{folder}: no best trial in it: {error.filename}: {error.strerror}") from None
     if not checkpoint.is_dir():
         raise StudyError(f"{folder}: the best trial saved no checkpoint; its configuration is in {BEST_FILE}")
     trainable = load_trainable(study["task"]["trainable"])
     if not isinstance(trainable, type):
-        raise StudyError(
-            f"{study['task']['trainable']} is a function, so how its checkpoint is read is up to its code; "
-            f"its files are in {checkpoint}"
-        )
+        return Checkpoint(str(checkpoint.resolve()))
     return _restore(trainable, best["config"], checkpoint, _context(study, best["number"]))
 
 
@@ -91,7 +103,7 @@ def test_best(folder: Path) -> Mapping[str, float] | None:
     if not hasattr(trainable, "test"):
         return None
     best = json.loads((folder / BEST_FOLDER / BEST_FILE).read_text(encoding="utf-8"))
-    study = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    study = load_config(folder)
     with use_context(_context(study, best["number"])):
         return dict(trainable.test())
 

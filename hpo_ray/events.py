@@ -261,5 +261,5 @@ def _check_version(path: Path, line: str) -> None:
     version = json.loads(line).get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise LogError(
-            f"{path}: written by a newer hpo_ray (schema {version}, this one reads up to {SCHEMA_VERSION}); update hpo_ray"
+            f"{path}: written by a newer hpo_ray (schema {version}; this one reads up to {SCHEMA_VERSION}); update it"
         )

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig
 
@@ -250,7 +250,9 @@ def locate(key: str, path: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not module_name.startswith(error.name):
-            raise ConfigError(f"{key}={path}: {module_name} needs {error.name}, which is not installed", key=key) from None
+            raise ConfigError(
+                f"{key}={path}: {module_name} needs {error.name}, which is not installed", key=key
+            ) from None
         here = sorted(p.stem for p in Path.cwd().glob("*.py"))
         raise ConfigError(
             f"{key}={path}: no module {error.name!r} in {Path.cwd()} or among the installed packages"
@@ -298,7 +300,7 @@ def load_trainable(path: str) -> Callable[..., Any] | type:
             f"it takes {takes}",
             key=key,
         )
-    return found
+    return cast("Callable[..., Any]", found)
 
 
 def _task(section: Mapping[str, Any]) -> Task:

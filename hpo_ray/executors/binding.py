@@ -7,6 +7,7 @@ and sends what the trial prints to the trial's own file.
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ from hpo_ray.executors.internals import empty_save, join_thread, own_session
 from hpo_ray.trainables.context import TrialContext, use_context
 
 OUTPUT_FILE = "output.log"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PLUMBING = re.compile(
+    r"[\\/](ray[\\/](air|tune|train|_private)|hpo_ray[\\/]executors)[\\/]|python[\\/]ray[\\/]_raylet"
+)
 
 
 class _OutputFile:
@@ -57,6 +62,9 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     """Mixed in before a user's class by `bind`."""
 
     study_context: ClassVar[TrialContext]
+    # Said here and not asked when needed: in its actors Ray wraps methods, and then every class seems to have them all.
+    can_save: ClassVar[bool]
+    can_reset: ClassVar[bool]
 
     def __init__(self, config: dict[str, Any], storage: Any = None) -> None:
         # In-process, the driver's own storage would come here, and both sides count checkpoints.
@@ -73,7 +81,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """A checkpoint, written beside its final place; an empty one if the user's class has no `save_checkpoint`."""
         with self._scope():
-            if not can_save(type(self)):
+            if not self.can_save:
                 return empty_save(self)
             aside = not isinstance(self, FunctionTrainable) and checkpoint_dir is None and self._storage is not None
             return super().save(str(self._storage.aside()) if aside else checkpoint_dir)
@@ -85,7 +93,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
         """Makes room for another trial; a class without `reset_config` is built anew in the same process."""
-        if not _has(type(self), "reset_config"):
+        if not self.can_reset:
             self.stop()
             self.__dict__.clear()
             self.__init__(new_config, storage)  # type: ignore[misc]
@@ -93,10 +101,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         storage = copy.copy(storage)
         self._enter_trial(new_config, storage)
         with self._scope():
-            done = bool(super().reset(new_config, storage=storage))
-        if not done and isinstance(self, FunctionTrainable):
-            raise RuntimeError("the function of the trial before does not end: it catches SystemExit, or hangs")
-        return done
+            return bool(super().reset(new_config, storage=storage))
 
     def stop(self) -> None:
         """Ends the trial, and its thread if it has one."""
@@ -120,7 +125,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
                 yield
             except Exception:
                 if self._output is not None:
-                    self._output.write(traceback.format_exc())
+                    self._output.write(readable(traceback.format_exc()) + "\n")
                 raise
 
 
@@ -142,6 +147,20 @@ def _captured(output: _OutputFile) -> Iterator[None]:
             sys.breakpointhook = hook
 
 
+def readable(text: str) -> str:
+    """The text of an error without colours, carets, and the frames of Ray and of the executors."""
+    kept: list[str] = []
+    dropping = False
+    for line in _COLOUR.sub("", text).strip().splitlines():
+        if line.startswith("  File "):
+            dropping = _PLUMBING.search(line) is not None
+        elif not line.startswith("    "):
+            dropping = False
+        if not dropping and line.strip(" ^~") and not line.startswith(("Failure # ", "ray::")):
+            kept.append(line)
+    return "\n".join(kept)
+
+
 def bind(trainable: Callable[..., Any] | type, context: TrialContext) -> type:
     """The class that Ray runs for a user's trainable.
 
@@ -150,7 +169,8 @@ def bind(trainable: Callable[..., Any] | type, context: TrialContext) -> type:
         context: what all trials of the study share; each gets it with its own number.
     """
     base = trainable if isinstance(trainable, type) else wrap_function(trainable)
-    return type(trainable.__name__, (BoundTrainable, base), {"study_context": context})
+    known = {"study_context": context, "can_save": can_save(base), "can_reset": _has(base, "reset_config")}
+    return type(trainable.__name__, (BoundTrainable, base), known)
 
 
 def can_save(cls: type) -> bool:

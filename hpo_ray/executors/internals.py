@@ -17,21 +17,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-# Trainables keep the working directory, so that relative paths in a user's code mean what they say. Ray reads this in
-# the driver and in each worker, which inherits it.
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-
 import pyarrow.fs
 import ray.train._internal.session as _session
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.train._internal.session import _FutureTrainingResult, _TrainingResult
 from ray.train._internal.storage import StorageContext
-from ray.tune import Checkpoint, CheckpointConfig
+from ray.tune import Checkpoint, CheckpointConfig, TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.trainable import FunctionTrainable
 
 from hpo_ray.errors import StudyError
+
+__all__ = [
+    "ActorHandle",
+    "Controller",
+    "StudyStorage",
+    "TrackedActor",
+    "check_ray",
+    "empty_save",
+    "join_thread",
+    "new_trial",
+    "own_session",
+]
 
 TESTED_RAY = ("2.50", "2.60")
 
@@ -40,7 +48,13 @@ _USED: dict[Any, tuple[str, ...]] = {
         "_process_trial_save",
         "_schedule_trial_save",
         "_validate_result_metrics",
-        "_schedule_trial_stop",
+        "_trial_task_failure",
+        "_on_trial_reset",
+        "_actor_failed",
+        "_unstage_trial_with_resources",
+        "_set_trial_status",
+        "_mark_trial_to_checkpoint",
+        "end_experiment_callbacks",
         "checkpoint",
         "on_step_begin",
         "step",
@@ -180,6 +194,32 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
 
     def _validate_result_metrics(self, result: dict[str, Any]) -> None:
         """Done where the study's events are recorded, with a message that names the metrics seen."""
+
+    def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:
+        """A failure while an actor was reset for the trial leaves the trial as one that was started."""
+        if trial in self._resetting_trials:
+            self._leave_reset(trial)
+        super()._trial_task_failure(trial, exception)
+
+    def _on_trial_reset(self, trial: Trial, success: bool) -> None:
+        """Ray tells neither scheduler nor searcher when a reset fails, and a rung would wait for the trial for ever."""
+        if not success:
+            self._trial_task_failure(trial, TuneError("reset_config returned False"))
+        else:
+            super()._on_trial_reset(trial, success)
+
+    def _actor_failed(self, tracked_actor: TrackedActor, exception: Exception) -> None:
+        """An actor that dies while it is reset fails its trial once; Ray counts it twice, so no retry is left."""
+        trial = self._actor_to_trial[tracked_actor]
+        if trial in self._resetting_trials:
+            self._leave_reset(trial)
+        super()._actor_failed(tracked_actor, exception)
+
+    def _leave_reset(self, trial: Trial) -> None:
+        self._resetting_trials.discard(trial)
+        if trial in self._staged_trials:
+            self._unstage_trial_with_resources(trial)
+        self._set_trial_status(trial, Trial.RUNNING)
 
     def _schedule_trial_save(self, trial: Trial, result: dict[str, Any] | None = None) -> Any:
         future = super()._schedule_trial_save(trial, result)

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-import yaml
 from ray.tune import PlacementGroupFactory, register_trainable
 
-from hpo_ray.best import CONFIG_FILE, save_best, test_best
+from hpo_ray.best import save_best, save_config, test_best
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, EventLog, StudyEnded, StudyStarted
 from hpo_ray.executors.base import Resources
@@ -165,10 +164,11 @@ def _make_folder(draft: Draft) -> Path:
                 raise ConfigError(f"study.root={draft.root}: is not a folder", key="study.root") from None
             continue
         except OSError as error:
-            raise ConfigError(f"study.root={draft.root}: can't be written: {error.strerror}", key="study.root") from None
+            raise ConfigError(
+                f"study.root={draft.root}: can't be written: {error.strerror}", key="study.root"
+            ) from None
         break
-    text = yaml.safe_dump(dict(draft.config), sort_keys=False, allow_unicode=True)
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    save_config(folder, draft.config)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import ray
@@ -44,17 +43,22 @@ class RayExecutor(Executor):
     def start(self, resources: Resources) -> int:
         """Starts Ray, unless the process is connected already, and counts how many trials fit."""
         if not ray.is_initialized():
-            # A cluster of one machine for one user: without a mode, Ray 2.60 makes a token and warns about it.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            ray.init(
-                address="local",
-                num_cpus=self.num_cpus,
-                num_gpus=self.num_gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=self.temp_dir,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=self.num_cpus,
+                    num_gpus=self.num_gpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=self.temp_dir,
+                )
+            except Exception as error:  # Ray raises many kinds
+                last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                raise ConfigError(
+                    f"executor=ray: Ray could not start: {last[0]}; use executor=inprocess to do without it",
+                    key="executor",
+                ) from error
             self._started = True
         total = ray.cluster_resources()
         fits = []

@@ -20,13 +20,12 @@ from ray.tune.schedulers import TrialScheduler
 
 from hpo_ray.errors import StudyError
 from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
-from hpo_ray.executors.binding import OUTPUT_FILE
+from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.results import StudyState, TrialRecord
 
-_NOT_METRICS = frozenset(
-    [*AUTO_RESULT_KEYS, "trial_id", "done", "time_since_restore", "iterations_since_restore", "checkpoint_dir_name"]
-    + ["should_checkpoint", "_time_total_s", "_hostname", "_node_ip", "_pid", "_timestamp", "experiment_tag"]
-)
+_RAY_ADDS = ("trial_id", "done", "should_checkpoint", "experiment_tag", "_time_total_s")
+_SESSION_ADDS = ("_hostname", "_node_ip", "_pid", "_timestamp")
+_NOT_METRICS = frozenset((*AUTO_RESULT_KEYS, *_RAY_ADDS, *_SESSION_ADDS))
 _ERROR_LINES = 20
 
 
@@ -209,7 +208,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """The last lines of what the trial raised: Ray has just written it to the trial's folder."""
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8", errors="replace") if path and Path(path).exists() else ""
-        return "\n".join(text.strip().splitlines()[-_ERROR_LINES:]) or "unknown error"
+        last = text.rpartition("Failure # ")[2].partition("\n")[2] or text  # Ray appends one failure to another
+        return "\n".join(readable(last).splitlines()[-_ERROR_LINES:]) or "unknown error"
 
     def _reason(self, trial: Trial) -> str:
         reason = getattr(self.scheduler, "reason", None)

@@ -83,9 +83,7 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
                 )
             return None
         number, self._number = self._number, self._number + 1
-        return new_trial(
-            self._trainable_name, trial_id=trial_id, number=number, config=config, **self._trial_arguments
-        )
+        return new_trial(self._trainable_name, trial_id=trial_id, number=number, config=config, **self._trial_arguments)
 
     def is_finished(self) -> bool:
         """Whether no further trial will come."""

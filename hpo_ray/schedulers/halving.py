@@ -56,7 +56,8 @@ class _Ladder:
         At least one, so that a bracket that the source could not fill still trains its best to the end; in a
         full bracket the floor is never 0.
         """
-        return max(1, self.size // eta ** (self.rung + 1))
+        share: int = eta ** (self.rung + 1)
+        return max(1, self.size // share)
 
 
 class HalvingCore:

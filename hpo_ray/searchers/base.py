@@ -43,6 +43,8 @@ class SpaceSearcher(Searcher):  # type: ignore[misc]  # ray ships no types
         initial: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         super().__init__(metric=metric, mode=mode)
+        self._metric: str | None = metric
+        self._mode: str | None = mode
         self.space = space
         self.seed = seed
         self.initial = [space.check(config, where=f"searcher.initial[{i}]") for i, config in enumerate(initial)]
