@@ -52,7 +52,6 @@ exit codes: 0 done, 1 the study failed, 2 the command or configuration can't be,
 """
 
 HYDRA_FLAGS = ("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-HYDRA_MODIFIERS = ("--resolve", "--package", "-p")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HpoRayError as error:
         print(f"hpo_ray: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _dispatch(typed: list[str]) -> int:
@@ -164,7 +166,7 @@ def _list(typed: list[str]) -> int:
     options = parser.parse_intermixed_args(typed)
     from hpo_ray.config import choices, load
 
-    for group in ("method", "task", "searcher", "scheduler", "experiment"):
+    for group in ("method", "task", "searcher", "scheduler", "executor", "resources", "tracker", "experiment"):
         print(f"{group}=")
         rows = [["", name, _one_liner(path)] for name, path in choices(group, options.config_dir).items()]
         _print_table(rows)
@@ -207,14 +209,21 @@ def _hydra(typed: list[str]) -> int:
     """What prints and exits is Hydra's own: --cfg, --info, --hydra-help, shell completion."""
     import hydra
 
-    from hpo_ray.config import conf_dir, load
-    from hpo_ray.overrides import rewrite
+    from hpo_ray.config import conf_dir, final_overrides, load
 
-    overrides = [argument for argument in typed if not argument.startswith("-") and "=" in argument]
-    options, _ = _parser("run").parse_known_args([a for a in typed if a.startswith(("--config-", "-cd", "-cn"))])
-    load(overrides, options.config_dir, options.config_name)  # errors as everywhere, before Hydra prints its own
-    flags = [argument for argument in typed if argument not in overrides]
-    sys.argv = ["hpo_ray", *flags, *rewrite(overrides)]
+    parser = _parser("run")
+    parser.add_argument("--cfg", "-c")
+    parser.add_argument("--info", "-i", nargs="?")
+    parser.add_argument("--package", "-p")
+    for flags in (("--resolve",), ("--hydra-help",), ("--shell-completion", "-sc")):
+        parser.add_argument(*flags, action="store_true")
+    options = parser.parse_intermixed_args(typed)
+    if not options.shell_completion:
+        where = (options.config_dir, options.config_name)
+        load(options.overrides, *where)  # its errors are ours, not Hydra's
+        flags_only = [argument for argument in typed if argument not in options.overrides]
+        typed = [*flags_only, *final_overrides(options.overrides, *where)]
+    sys.argv = ["hpo_ray", *typed]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(lambda _: None)()
     return 0
 

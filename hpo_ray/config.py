@@ -9,19 +9,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hpo_ray.errors import ConfigError
-from hpo_ray.overrides import rewrite
+from hpo_ray.overrides import rewrite, without
 
 
 @dataclass
@@ -123,18 +123,26 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def search_path(config_dir: str | None) -> tuple[Path, list[Path]]:
-    """(primary folder, further folders): a user's own folder comes first, ours after it.
+def search_path(config_dir: str | None = None, config_name: str | None = None) -> tuple[Path, list[Path]]:
+    """(folder that the configuration starts in, further folders): ours and, if there is one, the user's.
 
     Raises:
-        ConfigError: `config_dir` is no folder.
+        ConfigError: `config_dir` is no folder, or has a choice of the same name as one of ours.
     """
     if config_dir is None:
         return conf_dir(), []
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder", key="--config-dir")
-    return folder, [conf_dir()]
+    for path in sorted(folder.glob("*/*.yaml")):
+        if (conf_dir() / path.relative_to(folder)).exists():
+            raise ConfigError(
+                f"--config-dir {config_dir}: {path.relative_to(folder)} is the name of one of ours; rename it",
+                key="--config-dir",
+            )
+    if config_name is not None and (folder / f"{config_name}.yaml").exists():
+        return folder, [conf_dir()]
+    return conf_dir(), [folder]
 
 
 def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_name: str | None = None) -> DictConfig:
@@ -142,19 +150,22 @@ def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_na
 
     Args:
         overrides: as typed, for example `["method=random", "space.lr.low=1e-3"]`.
-        config_dir: a folder with groups and configurations of the user's own, searched before ours.
+        config_dir: a folder with groups and configurations of the user's own, beside ours.
         config_name: the configuration to start from, in `config_dir` or ours; by default ours, `config`.
 
     Raises:
         ConfigError: an unknown key, choice or configuration, or a value of the wrong type.
     """
-    primary, further = search_path(config_dir)
-    extra = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in further)}]"] if further else []
+    primary, extra = _folders(config_dir, config_name)
     try:
-        rewritten = rewrite(list(overrides))
-        return _compose(primary, config_name or "config", [*rewritten, *extra])
+        config = _compose(
+            primary, config_name or "config", [*final_overrides(overrides, config_dir, config_name), *extra]
+        )
+        _check_known(config, Config, "")
+        return config
     except MissingConfigException as error:
-        raise _unknown_choice(error, primary, config_name) from None
+        folders = search_path(config_dir, config_name)
+        raise _unknown_choice(error, [folders[0], *folders[1]], config_name) from None
     except OverrideParseException as error:
         raise ConfigError(
             f"{error.override}: can't be parsed: {_first_line(error)}; quote the whole argument if it has spaces, "
@@ -163,6 +174,26 @@ def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_na
         ) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides, primary, config_name or "config", extra) from None
+    except (ValueError, TypeError) as error:  # Hydra, of a value that can't be a choice
+        if isinstance(error, ConfigError):
+            raise
+        typed = next((o for o in overrides if _key(o) in ("", *groups(config_dir))), " ".join(overrides))
+        raise ConfigError(
+            f"{typed}: must be the name of a choice; `python -m hpo_ray list` tells them", key=_key(typed)
+        ) from None
+
+
+def final_overrides(
+    overrides: Sequence[str], config_dir: str | None = None, config_name: str | None = None
+) -> list[str]:
+    """What was typed, rewritten so that Hydra does what it says; arguments as of `load`."""
+    rewritten = rewrite(list(overrides))
+    if "~space" not in rewritten:
+        return rewritten
+    primary, extra = _folders(config_dir, config_name)
+    others = [line for line in rewritten if not line.lstrip("+~").startswith(("space=", "space."))]
+    inline = _compose(primary, config_name or "config", [*others, *extra]).space
+    return without(rewritten, [str(name) for name in inline])
 
 
 def to_plain(node: Any) -> Any:
@@ -185,7 +216,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def choices(group: str, config_dir: str | None = None) -> dict[str, Path]:
-    """The files of a group by choice, the user's own before ours."""
+    """The files of a group by choice."""
     found: dict[str, Path] = {}
     primary, further = search_path(config_dir)
     for folder in [primary, *further]:
@@ -200,25 +231,31 @@ def groups(config_dir: str | None = None) -> list[str]:
     return sorted({path.name for folder in [primary, *further] for path in folder.iterdir() if path.is_dir()})
 
 
+def _folders(config_dir: str | None, config_name: str | None) -> tuple[Path, list[str]]:
+    """(folder that the configuration starts in, Hydra's override that names the further ones)."""
+    primary, further = search_path(config_dir, config_name)
+    return primary, [f"hydra.searchpath=[{','.join(f'file://{path}' for path in further)}]"] if further else []
+
+
 def _compose(primary: Path, config_name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(primary), version_base="1.3", job_name="hpo_ray"):
         return compose(config_name, overrides)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0].rstrip(".")
 
 
-def _unknown_choice(error: MissingConfigException, primary: Path, config_name: str | None) -> ConfigError:
+def _unknown_choice(error: MissingConfigException, folders: list[Path], config_name: str | None) -> ConfigError:
     missing = error.missing_cfg_file or ""
     group, _, name = missing.rpartition("/")
     options = sorted(option for option in error.options or [] if option)
     if not group:
-        known = sorted(path.stem for path in primary.glob("*.yaml"))
+        known = sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
         return ConfigError(
-            f"--config-name {name or config_name}: no such configuration in {primary}{nearest(name, known)}; "
-            f"there are: {', '.join(known) or 'none'}",
+            f"--config-name {name or config_name}: no such configuration{nearest(name, known)}; "
+            f"there are: {', '.join(known)}",
             key="--config-name",
         )
     return ConfigError(
@@ -233,34 +270,57 @@ def _explain(
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-    text = "\n".join(str(cause) for cause in causes)
-    if match := re.search(r"Could not (?:override|append|delete|delete from config)\D*'([^']+)'", text):
-        key = match.group(1).split("@")[0]
-        typed = next((o for o in overrides if o.lstrip("+~").split("=")[0] == key), key)
-        if "already" in text:
-            return ConfigError(f"{typed}: {key} is there already; change it without the +", key=key)
-        if "No match in the defaults list" in text or "not in struct" in text or "does not exist" in text:
-            known = _known_keys(primary, config_name, extra)
-            names = [*known, *groups(str(primary) if extra else None)]
-            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-            hint = nearest(key, siblings) or nearest(key, names)
-            return ConfigError(f"{typed}: unknown key {key!r}{hint}; `--cfg job` prints all of them", key=key)
-    key = str(next((getattr(c, "full_key", None) for c in causes if getattr(c, "full_key", None)), "")) or _key_in(text)
-    typed = next((o for o in overrides if key and o.lstrip("+~").split("=")[0] == key), "")
-    reason = _first_line(Exception(str(causes[-1])))
-    return ConfigError(f"{typed or key or 'configuration'}: {reason}", key=key)
+    first = _first_line(error)
+    quoted = re.search(r"'([^']+)'", first)
+    key = quoted.group(1).partition("=")[0] if quoted else str(getattr(causes[-1], "full_key", None) or "")
+    typed = next((o for o in overrides if _key(o) == key), key or "configuration")
+    if "already at" in first:
+        return ConfigError(f"{typed}: {key} is there already; change it without the +", key=key)
+    if "Ambiguous value" in first:
+        return ConfigError(f"{typed}: several values are not taken; run one study for each", key=key)
+    if "Could not override" in first or "Could not delete" in first:
+        known = _known_keys(primary, config_name, [*_group_choices(overrides, key), *extra])
+        siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        hint = nearest(key, siblings) or nearest(key, known)
+        there = f"; there are: {', '.join(n.rpartition('.')[2] for n in siblings)}" if siblings and "." in key else ""
+        return ConfigError(f"{typed}: unknown key {key!r}{hint}{there}; `--cfg job` prints all keys", key=key)
+    key = str(getattr(causes[-1], "full_key", None) or key)
+    if "Cannot merge" in str(causes[-1]) and key.startswith("space."):
+        return ConfigError(
+            f"{key} is a list of choices and has no keywords; replace it: '{key}={{low: 1, high: 9}}'", key
+        )
+    typed = next((o for o in overrides if _key(o) == key), key or "configuration")
+    return ConfigError(f"{typed}: {_first_line(causes[-1])}", key=key)
 
 
-def _key_in(text: str) -> str:
-    match = re.search(r"full_key: (\S+)", text)
-    return match.group(1) if match else ""
+def _key(override: str) -> str:
+    """The key of an override as typed: `scheduler.eta` of `++scheduler.eta=4`."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def _known_keys(primary: Path, config_name: str, extra: list[str]) -> list[str]:
-    """All dotted keys of the configuration without the overrides."""
+def _group_choices(overrides: Sequence[str], wrong: str) -> list[str]:
+    """The overrides that choose a file of a group, without the wrong one: they decide which keys there are."""
+    return [o for o in overrides if "=" in o and "." not in _key(o) and _key(o) != wrong and "{" not in o]
+
+
+def _check_known(node: Any, schema: type, prefix: str) -> None:
+    """Refuses keys that `+` has added where the schema names all there are."""
+    known = {f.name: f for f in fields(schema)}
+    for name in node:
+        if name not in known:
+            raise ConfigError(
+                f"+{prefix}{name}: unknown key {prefix + str(name)!r}{nearest(str(name), known)}", key=name
+            )
+        default = known[name].default_factory
+        if isinstance(default, type) and is_dataclass(default) and OmegaConf.is_config(node[name]):
+            _check_known(node[name], default, f"{prefix}{name}.")
+
+
+def _known_keys(primary: Path, config_name: str, overrides: list[str]) -> list[str]:
+    """All dotted keys of the configuration that these overrides give."""
     try:
-        config = OmegaConf.to_container(_compose(primary, config_name, extra), resolve=False)
-    except (ConfigCompositionException, HydraException, OmegaConfBaseException):
+        config = OmegaConf.to_container(_compose(primary, config_name, overrides), resolve=False)
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError):
         return []
     keys: list[str] = []
 
@@ -271,4 +331,4 @@ def _known_keys(primary: Path, config_name: str, extra: list[str]) -> list[str]:
                 walk(value, f"{prefix}{name}.")
 
     walk(config, "")
-    return keys
+    return [*keys, "experiment"]

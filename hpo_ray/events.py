@@ -146,6 +146,9 @@ _KINDS: dict[str, type[Event]] = {
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
 def _strict(value: Any) -> Any:
     """`value` as strict JSON has it: no NaN or infinity, which become their names."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -159,8 +162,11 @@ def _strict(value: Any) -> Any:
 
 def to_line(event: Event) -> str:
     """An event as one line of JSON, its newline included."""
-    values = {known.name: _strict(getattr(event, known.name)) for known in fields(event)}
-    return json.dumps({"event": event.kind, **values}, allow_nan=False) + "\n"
+    values = {"event": event.kind, **vars(event)}
+    try:
+        return _encode(values) + "\n"
+    except (TypeError, ValueError):  # rare: a value that is not finite, or a mapping that is no dict
+        return _encode(_strict(values)) + "\n"
 
 
 def from_line(line: str) -> Event:

@@ -1,4 +1,4 @@
-"""Command-line overrides of the search space, rewritten before Hydra composes so that they do what they say.
+"""Command-line overrides that are rewritten before Hydra composes, so that they do what they say.
 
 Hydra merges a mapping into the old one, so that `space.lr={low: 1, high: 2}` would keep an old `log: true`;
 it cannot put a list where a mapping was, refuses a keyword that a domain did not have yet, and merges
@@ -16,7 +16,8 @@ it cannot put a list where a mapping was, refuses a keyword that a domain did no
 | `space={…}`                    | `~space +space={…}`               | replaces the whole space                     |
 
 The others stay as they are: `space=digits_mlp` (a file of the group `space`), `~space.lr`, and a keyword's value
-with a prefix of its own.
+with a prefix of its own. And `task.args.path=…` becomes `++task.args.path=…`: which constants there are is up to the
+trainable.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def rewrite(overrides: list[str]) -> list[str]:
     The last word on the whole space counts: `space={…}` drops all that came before it for the space, and
     `space=<file>` or `~space` drop a mapping before them. What Hydra cannot parse is left for it to report.
 
-    What a configuration file says under its own key `space:`, rather than by a file of the group, cannot be
-    removed by any override of Hydra's: `space={…}` then merges with it.
+    What a configuration file says under its own key `space:`, rather than by a file of the group, outlives `~space`;
+    `without` takes it out by name.
 
     Args:
         overrides: As typed: `key=value`, `+key=value`, `++key=value` or `~key`.
@@ -45,7 +46,7 @@ def rewrite(overrides: list[str]) -> list[str]:
     for line in overrides:
         override = _of_space(parser, line)
         if override is None:
-            kept.append((None, [line]))
+            kept.append((None, [f"++{line}" if line.startswith("task.args.") else line]))
             continue
         if _replaces_all(override):
             kept = [(earlier, lines) for earlier, lines in kept if earlier is None]
@@ -53,6 +54,13 @@ def rewrite(overrides: list[str]) -> list[str]:
             kept = [(earlier, lines) for earlier, lines in kept if earlier is None or not _replaces_all(earlier)]
         kept.append((override, _lines(override, line)))
     return [line for _, lines in kept for line in lines]
+
+
+def without(overrides: list[str], names: list[str]) -> list[str]:
+    """Rewritten overrides that also delete these names of the space where they replace all of it."""
+    deleted = [f"~space.{name}" for name in names]
+    place = overrides.index("~space") + 1 if "~space" in overrides else len(overrides)
+    return [*overrides[:place], *deleted, *overrides[place:]]
 
 
 def _of_space(parser: OverridesParser, line: str) -> Override | None:

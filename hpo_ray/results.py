@@ -153,12 +153,15 @@ class StudyState:
         trial.history.append((event.resource, value))
         if not math.isfinite(value):
             return
+        moved_up = event.resource > trial.resource
         if event.resource >= trial.resource:
             trial.value, trial.resource, trial.metrics = value, event.resource, event.metrics
         if self.best_seen is None or self.sign * value < self.sign * self.best_seen[2]:
             self.best_seen = (trial, event.resource, value)
-        # A trial that was the best may have become worse at a higher resource.
-        self.best = self._find_best() if trial is self.best else self._better(self.best, trial)
+        if trial is not self.best:
+            self.best = self._better(self.best, trial)
+        elif not moved_up:  # a higher resource leaves it the best; reported again at the same, it may have become worse
+            self.best = self._find_best()
 
     def _find_best(self) -> TrialRecord | None:
         best = None

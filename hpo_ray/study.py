@@ -10,6 +10,7 @@ import importlib
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,10 +254,10 @@ def locate(key: str, path: str) -> Any:
             raise ConfigError(
                 f"{key}={path}: {module_name} needs {error.name}, which is not installed", key=key
             ) from None
-        here = sorted(p.stem for p in Path.cwd().glob("*.py"))
+        here = {place.stem for folder in sys.path for place in Path(folder or ".").glob("*.py")}
         raise ConfigError(
-            f"{key}={path}: no module {error.name!r} in {Path.cwd()} or among the installed packages"
-            f"{nearest(module_name, here)}",
+            f"{key}={path}: no module {error.name!r} on Python's path (the current folder, {Path.cwd()}, and the "
+            f"installed packages){nearest(module_name, here)}",
             key=key,
         ) from None
     except Exception as error:  # whatever a user's module raises while it is imported
@@ -338,7 +339,16 @@ def _core(section: Any, task: Task) -> Any:
     if cls is None:
         raise ConfigError(f"scheduler._target_={section['_target_']}: there is no such scheduler")
     parameters = inspect.signature(cls).parameters
+    known = (*parameters, *_NOT_OF_THE_CORE)
+    if unknown := next((key for key in section if key not in known), None):
+        raise ConfigError(
+            f"scheduler.{unknown}={section[unknown]!r}: {name} takes no {unknown!r}{nearest(unknown, known)}",
+            key=f"scheduler.{unknown}",
+        )
     return cls(**{name: value for name, value in section.items() if name in parameters})
+
+
+_NOT_OF_THE_CORE = ("_target_", "metric", "mode", "time_attr", "on_missing_checkpoint")
 
 
 def _name(name: str | None) -> str | None:

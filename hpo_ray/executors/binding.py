@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, cast
@@ -116,11 +116,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     @contextmanager
     def _scope(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(use_context(self._context))
-            stack.enter_context(own_session(self))
-            if self._output is not None:
-                stack.enter_context(_captured(self._output))
+        with use_context(self._context), own_session(self), _captured(self._output):
             try:
                 yield
             except Exception:
@@ -130,21 +126,23 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
 
 @contextmanager
-def _captured(output: _OutputFile) -> Iterator[None]:
+def _captured(output: _OutputFile | None) -> Iterator[None]:
     """Sends what is printed to the file, except in a debugger: `breakpoint()` gets the terminal back."""
+    if output is None:
+        yield
+        return
     stdout, stderr, hook = sys.stdout, sys.stderr, sys.breakpointhook
 
     def with_terminal(*args: Any, **kwargs: Any) -> Any:
         sys.stdout, sys.stderr, sys.breakpointhook = stdout, stderr, hook
         return hook(*args, **kwargs)
 
-    stream = cast(TextIO, output)
-    with redirect_stdout(stream), redirect_stderr(stream):
-        sys.breakpointhook = with_terminal
-        try:
-            yield
-        finally:
-            sys.breakpointhook = hook
+    sys.stdout = sys.stderr = cast(TextIO, output)
+    sys.breakpointhook = with_terminal
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr, sys.breakpointhook = stdout, stderr, hook
 
 
 def readable(text: str) -> str:
@@ -176,6 +174,14 @@ def bind(trainable: Callable[..., Any] | type, context: TrialContext) -> type:
 def can_save(cls: type) -> bool:
     """Whether a trainable class has checkpoints: a function may report some, a class has to say how."""
     return issubclass(cls, FunctionTrainable) or _has(cls, "save_checkpoint")
+
+
+def asks_for_resources(cls: Any) -> bool:
+    """Whether a trainable says itself what its trials need, by `default_resource_request` or `tune.with_resources`."""
+    try:
+        return cls.default_resource_request({}) is not None
+    except Exception:  # it looks into the configuration, so it has something to say
+        return True
 
 
 def _has(cls: type, method: str) -> bool:

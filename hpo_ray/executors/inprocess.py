@@ -121,7 +121,7 @@ class InProcessActorManager:
             call = self.steps.popleft()
             if call.wanted:
                 call.run(self._objects[call.actor])
-                call.deliver()
+                self.resolve_future(call)
         else:
             return False
         self._start_waiting()
@@ -170,11 +170,12 @@ class InProcessActorManager:
                 self.steps.append(call)
             else:
                 call.run(self._objects[tracked_actor])
-                self._events.append(call.deliver)
+                self._events.append(lambda: self.resolve_future(call))
         return call if _return_future else None
 
     def resolve_future(self, future: Call) -> None:
         """Delivers the outcome of a call now."""
+        self._calls.get(future.actor, set()).discard(future)  # a long trial has many, each with its report
         future.deliver()
 
     def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from ray.train._internal.storage import StorageContext
 from ray.tune import Checkpoint, CheckpointConfig, TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.tune.experiment.trial import _Location
+from ray.tune.result import NODE_IP, PID
 from ray.tune.trainable import FunctionTrainable
 
 from hpo_ray.errors import StudyError
@@ -49,6 +52,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "_schedule_trial_save",
         "_validate_result_metrics",
         "_trial_task_failure",
+        "_maybe_cache_trial_actor",
         "_on_trial_reset",
         "_actor_failed",
         "_unstage_trial_with_resources",
@@ -60,6 +64,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "step",
         "is_finished",
         "cleanup",
+        "_wrapped",
     ),
     StorageContext: (
         "_create_validation_file",
@@ -74,6 +79,7 @@ _USED: dict[Any, tuple[str, ...]] = {
     FunctionTrainable: ("setup", "cleanup", "reset_config"),
     _session: ("_session", "get_session"),
     TrackedActor: ("set_on_stop", "set_on_error"),
+    Trial: ("get_trainable_cls", "update_last_result", "set_location"),
 }
 
 
@@ -167,6 +173,18 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             self._actor_manager = actor_manager
             self._class_cache = _PlainClasses()
 
+    _wrapper: Any = None
+
+    def _wrapped(self) -> Any:
+        """What Ray hands to schedulers in place of the controller; Ray makes one anew for each call of a scheduler."""
+        if self._wrapper is None:
+            self._wrapper = super()._wrapped()
+        return self._wrapper
+
+    def is_finished(self) -> bool:
+        """Whether nothing runs or waits and no trial will come. Ray walks all trials, twice for each that ends."""
+        return not (self.num_active or self._paused_trials) and bool(self._search_alg.is_finished())
+
     @property
     def num_active(self) -> int:
         """Trials that run or wait for resources; paused ones are left out."""
@@ -194,6 +212,27 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
 
     def _validate_result_metrics(self, result: dict[str, Any]) -> None:
         """Done where the study's events are recorded, with a message that names the metrics seen."""
+
+    def keep_actors(self, resources: Any, number: int) -> None:
+        """Keeps as many idle actors as trials run at a time; all trials must ask for these resources.
+
+        Ray keeps those that a waiting trial has asked for already. A rung asks when it has closed, by which time the
+        actors of its trials would be gone, and each new process costs more than many epochs.
+        """
+        self._actor_cache.increase_max(resources, number)
+
+    def _maybe_cache_trial_actor(self, trial: Trial) -> bool:
+        """Ray's own, but for one thing: also when no new trials will come, paused ones will want actors."""
+        actor = self._trial_to_actor[trial]
+        manager = self._actor_manager
+        started = manager.is_actor_started(actor) and not manager.is_actor_failed(actor)
+        if not started or actor not in self._started_actors:
+            return False
+        if not self._actor_cache.cache_object(trial.placement_group_factory, actor):
+            return False
+        del self._trial_to_actor[trial], self._actor_to_trial[actor]
+        trial.set_ray_actor(None)
+        return True
 
     def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:
         """A failure while an actor was reset for the trial leaves the trial as one that was started."""
@@ -253,9 +292,27 @@ class ActorHandle:
             """Nothing."""
 
 
+class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
+    """A trial that costs less: Ray's does for each trial and report what only its own tables and `ResultGrid` need."""
+
+    trainable: type
+
+    def get_trainable_cls(self) -> type:
+        """The class itself. Ray unpickles it from its registry for each trial, with all the data it holds."""
+        return self.trainable
+
+    def update_last_result(self, result: dict[str, Any]) -> None:
+        """Notes a report, without running averages of each number in it."""
+        result["experiment_tag"] = self.experiment_tag
+        self.set_location(_Location(result.get(NODE_IP), result.get(PID)))
+        self.run_metadata.last_result = result
+        self.run_metadata.last_result_time = time.time()
+
+
 def new_trial(
-    trainable_name: str,
+    trainable: type,
     *,
+    trainable_name: str,
     trial_id: str,
     number: int,
     config: dict[str, Any],
@@ -268,7 +325,7 @@ def new_trial(
 
     Two checkpoints are kept: the one before is there when the last can't be read.
     """
-    trial = Trial(
+    trial = StudyTrial(
         trainable_name,
         config=config,
         trial_id=trial_id,
@@ -279,6 +336,7 @@ def new_trial(
         checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_at_end=checkpoint_at_end),
         max_failures=max_failures,
     )
+    trial.trainable = trainable
     trial.relative_logdir = trial.storage.trial_dir_name = f"trials/{number}"
     return trial
 

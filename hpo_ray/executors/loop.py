@@ -18,11 +18,12 @@ from hpo_ray.best import save_best, save_config, test_best
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, EventLog, StudyEnded, StudyStarted
 from hpo_ray.executors.base import Resources
-from hpo_ray.executors.binding import bind, can_save
+from hpo_ray.executors.binding import asks_for_resources, bind, can_save
 from hpo_ray.executors.internals import Controller, StudyStorage, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyResult, StudyState
+from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.study import Draft, Study
 from hpo_ray.view import View
 
@@ -126,9 +127,12 @@ def _controller(study: Study, folder: Path, recorder: Recorder, concurrency: int
     trainable = bind(study.trainable, study.context)
     register_trainable(folder.name, trainable)
     storage = StudyStorage(str(folder.parent), folder.name)
-    resources = PlacementGroupFactory([{"CPU": study.context.cpus, "GPU": study.context.gpus}])
+    resources = None
+    if not asks_for_resources(trainable):
+        resources = PlacementGroupFactory([{"CPU": study.context.cpus, "GPU": study.context.gpus}])
     source = TrialSource(
         study.searcher,
+        trainable=trainable,
         trainable_name=folder.name,
         storage=storage,
         resources=resources,
@@ -146,7 +150,12 @@ def _controller(study: Study, folder: Path, recorder: Recorder, concurrency: int
         max_pending=concurrency,
         actor_manager=study.executor.actor_manager(),
     )
+    if resources is not None:
+        controller.keep_actors(resources, concurrency)
     source.active = lambda: controller.num_active
+    if isinstance(study.scheduler, CoreScheduler):
+        source.promotions = study.scheduler.promotions
+        study.scheduler.has_room = source.has_room
     return controller
 
 

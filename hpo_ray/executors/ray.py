@@ -66,9 +66,9 @@ class RayExecutor(Executor):
             there = total.get(kind, 0.0)
             if asked > there:
                 self.stop()
+                fix = f"lower it to {there:g} or less" if there else "use resources=cpu"
                 raise ConfigError(
-                    f"resources.{kind.lower()}={asked:g}: the cluster has {there:g} {kind}s; "
-                    f"lower it to {there:g} or less" + ("" if kind == "CPU" else ", or use resources=cpu"),
+                    f"resources.{kind.lower()}={asked:g}: the cluster has {there:g} {kind}s; {fix}",
                     key=f"resources.{kind.lower()}",
                 )
             if asked > 0:

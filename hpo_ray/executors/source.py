@@ -22,7 +22,8 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
 
     Args:
         searcher: which configuration comes next; any searcher of Ray Tune.
-        trainable_name: the name under which the trainable is registered.
+        trainable: the class that Ray runs.
+        trainable_name: the name under which it is registered.
         storage: where the study lies.
         resources: what one trial gets; None where the trainable says so itself.
         limit: how many trials; None for no limit.
@@ -36,6 +37,7 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
         self,
         searcher: Searcher,
         *,
+        trainable: type,
         trainable_name: str,
         storage: StudyStorage,
         resources: Any,
@@ -50,16 +52,19 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
         self.concurrency = concurrency
         self.active: Callable[[], int] = lambda: 0
         """How many trials run or are pending; set to ask the controller."""
+        self.promotions: Callable[[bool], int] = lambda finished: 0
+        """How many promoted trials wait for a place; set to ask the scheduler. They come before new trials."""
         self._number = 0
         self._values: dict[str, dict[str, Any]] = {}
         self._metric = metric
+        self._trainable = trainable
         self._trial_arguments: dict[str, Any] = {
+            "trainable_name": trainable_name,
             "storage": storage,
             "resources": resources,
             "max_failures": max_failures,
             "checkpoint_at_end": checkpoint_at_end,
         }
-        self._trainable_name = trainable_name
 
     @property
     def total_samples(self) -> int:
@@ -68,7 +73,7 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
 
     def next_trial(self) -> Trial | None:
         """The next trial; None if there are no more, or as many as may be at a time."""
-        if self.is_finished() or self.active() >= self.concurrency:
+        if self.is_finished() or not self.has_room() or self.active() + self.promotions(False) >= self.concurrency:
             return None
         trial_id = trial_id_of(self._number)
         config = self.searcher.suggest(trial_id)
@@ -83,7 +88,11 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
                 )
             return None
         number, self._number = self._number, self._number + 1
-        return new_trial(self._trainable_name, trial_id=trial_id, number=number, config=config, **self._trial_arguments)
+        return new_trial(self._trainable, trial_id=trial_id, number=number, config=config, **self._trial_arguments)
+
+    def has_room(self) -> bool:
+        """Whether another trial may be started."""
+        return self.active() < self.concurrency
 
     def is_finished(self) -> bool:
         """Whether no further trial will come."""

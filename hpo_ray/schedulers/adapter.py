@@ -7,7 +7,7 @@ states. It stops the paused trials that lost, and returns each promoted one once
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from ray.tune.experiment import Trial
@@ -69,6 +69,9 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._losers: collections.deque[Trial] = collections.deque()
         self._reasons: dict[str, str] = {}
         self._idle_steps = 0
+        self.has_room: Callable[[], bool] = lambda: True
+        """Whether a promoted trial could start at once. Without asking, promoted trials queue up in Ray, which starts
+        them in no order: it takes them from a set."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Takes metric and mode from `TuneConfig`; False if both sides name one."""
@@ -125,27 +128,34 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Closes complete rungs, stops the losers, and returns the next promoted trial, or None."""
         self._check_pauses()
-        moves = self.core.advance(tune_controller.search_alg.is_finished())
-        self._reasons.update(moves.reasons or {})
-        self._promoted.extend(self._trials[trial_id] for trial_id in moves.promote)
-        self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
+        self._close_rungs(tune_controller.search_alg.is_finished())
         for _ in range(len(self._losers)):
             trial = self._losers.popleft()
             if trial.is_saving or trial.status == Trial.RUNNING:
                 self._losers.append(trial)
             elif not trial.is_finished():
                 tune_controller.stop_trial(trial)
-        for _ in range(len(self._promoted)):
+        while self._promoted and self._promoted[0].is_finished():
+            self._promoted.popleft()
+        if self._promoted and self.has_room():
+            # In order, also if the first is still being saved: the same trials are then next on every executor.
+            if self._promoted[0].status != Trial.PAUSED or self._promoted[0].is_saving:
+                return None
+            self._idle_steps = 0
             trial = self._promoted.popleft()
-            if trial.is_finished():
-                continue
-            if trial.status == Trial.PAUSED and not trial.is_saving:
-                self._idle_steps = 0
-                self._tell_searcher(tune_controller, "on_unpause", trial)
-                return trial
-            self._promoted.append(trial)
+            self._tell_searcher(tune_controller, "on_unpause", trial)
+            return trial
         self._check_progress(tune_controller)
         return None
+
+    def promotions(self, source_finished: bool) -> int:
+        """How many promoted trials wait for a place; they come before new ones.
+
+        Args:
+            source_finished: no further trial will be added.
+        """
+        self._close_rungs(source_finished)
+        return len(self._promoted)
 
     def debug_string(self) -> str:
         """One line for Ray's own progress table."""
@@ -156,6 +166,12 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
+
+    def _close_rungs(self, source_finished: bool) -> None:
+        moves = self.core.advance(source_finished)
+        self._reasons.update(moves.reasons or {})
+        self._promoted.extend(self._trials[trial_id] for trial_id in moves.promote)
+        self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
 
     def _loss(self, result: Mapping[str, Any]) -> float:
         value = float(result[self._metric])  # type: ignore[index]  # Ray checks that the metric is there

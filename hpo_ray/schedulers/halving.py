@@ -101,9 +101,11 @@ class HalvingCore:
         if not math.isfinite(loss):
             self.end(trial_id, None)
             return Decision(Action.STOP, f"reported {loss} at {resource}")
+        if trial_id not in ladder.members:  # its rung closed while it was retried
+            return Decision(Action.STOP, f"lost in rung {self._rung_of[trial_id]} of bracket {ladder.index}")
         if resource < ladder.target:
             return CONTINUE
-        if trial_id in ladder.members and trial_id not in ladder.losses:
+        if trial_id not in ladder.losses:
             self._record(ladder, trial_id, loss)
         if ladder.last:
             return Decision(Action.STOP, f"reached max_resource {self.max_resource}")
@@ -234,10 +236,10 @@ class SuccessiveHalvingCore(HalvingCore):
                 key="budget.rounds",
             )
         if budget.trials % size:
+            below = budget.trials // size * size
             raise ConfigError(
                 f"budget.trials={budget.trials}: must be a multiple of scheduler.bracket_size={size}, so that "
-                f"every bracket is full; use {budget.trials // size * size or size} or "
-                f"{(budget.trials // size + 1) * size}",
+                f"every bracket is full; use {f'{below} or ' if below else ''}{below + size}",
                 key="budget.trials",
             )
         return Plan(self.max_resource, budget.trials, self.brackets, budget.trials // size)

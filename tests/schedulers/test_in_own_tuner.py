@@ -1,0 +1,196 @@
+"""The schedulers taken out of a study, in a plain `ray.tune.Tuner`; and what Ray's own Hyperband does instead."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.cloudpickle
+from ray import tune
+from ray.tune.schedulers import HyperBandScheduler
+from ray.tune.search import Searcher
+
+from hpo_ray.errors import StudyError
+from hpo_ray.schedulers import FIFO, Hyperband, SuccessiveHalving, hyperband_brackets
+from hpo_ray.searchers import RandomSearcher
+from hpo_ray.space import Float, Space
+
+# Trials end at 1: 9-3 = 6; at 3: 3-1 and 5-1 = 6; at 9: 1+1+3 = 5.
+HYPERBAND_9 = {1: 6, 3: 6, 9: 5}
+HALVING_9 = {1: 6, 3: 2, 9: 1}
+SPACE = Space({"x": Float(0.0, 1.0)})
+
+
+class Slope(tune.Trainable):
+    """Its loss is `x` minus what it learnt, which a checkpoint keeps; it says which units it trained."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.x, self.learnt = config["x"], 0
+
+    def step(self) -> dict[str, Any]:
+        self.learnt += 1
+        if self.learnt != self.training_iteration + 1:
+            raise RuntimeError(f"{self.learnt} units learnt, {self.training_iteration} counted")
+        return {"loss": self.x - self.learnt, "gain": self.learnt - self.x}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        Path(checkpoint_dir, "state.json").write_text(json.dumps(self.learnt))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        self.learnt = json.loads(Path(checkpoint_dir, "state.json").read_text())
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+
+class Halves(Searcher):
+    """A searcher of somebody else's, which leaves the limit to Ray's `ConcurrencyLimiter`."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        return {"x": 0.5}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    folder = tempfile.mkdtemp(prefix="hr", dir="/tmp")  # Ray's socket paths must be short
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        }.items():
+            patch.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=folder,
+        )
+        here = sys.modules[__name__]
+        ray.cloudpickle.register_pickle_by_value(here)  # workers can't import a test
+        try:
+            yield
+        finally:
+            ray.cloudpickle.unregister_pickle_by_value(here)
+            ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def fit(tmp_path: Path, scheduler: Any, trainable: Any = Slope, space: Any = None, **tune_config: Any) -> Any:
+    config = {"metric": "loss", "mode": "min", "reuse_actors": True, **tune_config}
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(scheduler=scheduler, **config),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), name="study", verbose=0),
+    ).fit()
+
+
+def resources(results: Any) -> dict[int, int]:
+    assert not results.errors
+    return dict(sorted(Counter(result.metrics["training_iteration"] for result in results).items()))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+class TestInRay:
+    @pytest.mark.parametrize(
+        ("scheduler", "trials", "planned"), [(Hyperband, 17, HYPERBAND_9), (SuccessiveHalving, 9, HALVING_9)]
+    )
+    def test_trials_end_at_the_planned_resources(self, tmp_path, scheduler, trials, planned):
+        space = {"x": tune.grid_search([round(math.cos(number), 6) for number in range(trials)])}
+        results = fit(tmp_path, scheduler(max_resource=9), space=space)
+        assert resources(results) == planned
+        # In each full bracket the smallest x goes on, since all learn alike.
+        by_x = [[result.config["x"], result.metrics["training_iteration"]] for result in results][:9]
+        assert min(by_x)[1] == 9 and [r for _, r in sorted(by_x)] == [9, 3, 3, 1, 1, 1, 1, 1, 1]
+
+    def test_with_a_searcher_of_ours_and_fewer_at_a_time_than_a_rung_has(self, tmp_path):
+        searcher = RandomSearcher(SPACE, seed=3)
+        results = fit(
+            tmp_path, Hyperband(max_resource=9), search_alg=searcher, num_samples=17, max_concurrent_trials=2
+        )
+        assert resources(results) == HYPERBAND_9
+        drawn = [searcher.propose(number) for number in range(17)]
+        assert sorted(result.config["x"] for result in results) == sorted(config["x"] for config in drawn)
+
+    @pytest.mark.timeout(60)
+    def test_a_limit_that_counts_paused_trials_is_an_error_and_no_endless_wait(self, tmp_path):
+        # 2 of the 9 trials of the first rung are paused, and Ray's limiter gives no third.
+        with pytest.raises(Exception, match="max_concurrent_trials") as caught:
+            fit(tmp_path, Hyperband(max_resource=9), search_alg=Halves(), num_samples=9, max_concurrent_trials=2)
+        assert "rung 0 of bracket 0 (s=2) waits for 7 more of its 9 trials" in str(caught.value)
+        print(repr(caught.value), repr(caught.value.__cause__))
+        assert 0
+
+
+# What Ray's own does ---------------------------------------------------------------------------------------------
+
+
+def brackets_of_ray(max_resource: int, eta: int) -> dict[int, list[tuple[int, int]]]:
+    """(n, r) of each rung of the brackets that Ray's scheduler makes, by its own bookkeeping, without training."""
+    try:
+        scheduler = HyperBandScheduler(metric="loss", mode="min", max_t=max_resource, reduction_factor=eta)
+        table = {}
+        for s in range(scheduler._s_max_1):
+            if scheduler._get_r0(s) == 0:
+                continue  # Ray: "Bracket too small"
+            bracket = scheduler._create_bracket(s)
+            while not bracket.filled():
+                bracket.add_trial(object())
+            table[s] = [(len(bracket.current_trials()), bracket._cumul_r)]
+            for _ in range(s):
+                for loss, trial in enumerate(bracket.current_trials()):
+                    bracket.update_trial_stats(trial, {"loss": loss, "training_iteration": bracket._cumul_r})
+                _, bad = bracket.successive_halving("loss", -1.0)
+                for trial in bad:
+                    bracket.cleanup_trial(trial)
+                table[s].append((len(bracket.current_trials()), bracket._cumul_r))
+    except (AttributeError, TypeError) as error:
+        pytest.skip(f"Ray has changed its scheduler: {error}")
+    return table
+
+
+def ours(max_resource: int, eta: int) -> dict[int, list[tuple[int, int]]]:
+    return {b.s: [(rung.n, rung.r) for rung in b.rungs] for b in hyperband_brackets(max_resource, eta)}
+
+
+def test_rays_hyperband_rounds_up_where_algorithm_1_rounds_down():
+    theirs = brackets_of_ray(81, 3)
+    assert {s: [n for n, _ in rungs] for s, rungs in theirs.items()} == {
+        4: [81, 27, 9, 3, 1],
+        3: [34, 12, 4, 2],
+        2: [15, 5, 2],
+        1: [8, 3],
+        0: [5],
+    }
+    assert {s: [n for n, _ in rungs] for s, rungs in ours(81, 3).items()} == {
+        4: [81, 27, 9, 3, 1],
+        3: [34, 11, 3, 1],
+        2: [15, 5, 1],
+        1: [8, 2],
+        0: [5],
+    }
+    assert {s: [r for _, r in rungs] for s, rungs in theirs.items()} == {
+        s: [r for _, r in rungs] for s, rungs in ours(81, 3).items()
+    }
+
+
+@pytest.mark.parametrize(("max_resource", "eta"), [(729, 3), (49, 7)])
+def test_rays_hyperband_drops_its_most_exploratory_bracket(max_resource, eta):
+    theirs, mine = brackets_of_ray(max_resource, eta), ours(max_resource, eta)
+    assert set(mine) - set(theirs) == {max(mine)}
