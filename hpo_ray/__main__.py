@@ -249,6 +249,8 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     if result.test_metrics:
         test = ", ".join(f"{name} {value:.6g}" for name, value in result.test_metrics.items())
         lines.append(f"test       {test} (computed for this trial only)")
+    if result.test_error:
+        lines.append(f"test       could not be computed: {result.test_error}")
     lines += [f"  {name}: {value}" for name, value in draft.space.flatten(dict(best.config)).items()]
     lines.append(f"all of it  {folder}")
     checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from hpo_ray.errors import StudyError
 from hpo_ray.results import BEST_FOLDER, TrialRecord
+from hpo_ray.study import load_trainable
 from hpo_ray.trainables.context import TrialContext, use_context
 
 if TYPE_CHECKING:
@@ -77,13 +78,10 @@ def load_best(path: str | Path) -> Trainable | Checkpoint:
     """
     from ray.tune import Checkpoint
 
-    from hpo_ray.study import load_trainable
-
     folder = Path(path)
     checkpoint = folder / BEST_FOLDER / CHECKPOINT_FOLDER
     try:
-        best = json.loads((folder / BEST_FOLDER / BEST_FILE).read_text(encoding="utf-8"))
-        study = load_config(folder)
+        best, study = _best(folder), load_config(folder)
     except OSError as error:
         raise StudyError(f"{folder}: no best trial in it: {error.filename}: {error.strerror}") from None
     if not checkpoint.is_dir():
@@ -95,17 +93,21 @@ def load_best(path: str | Path) -> Trainable | Checkpoint:
 
 
 def test_best(folder: Path) -> Mapping[str, float] | None:
-    """The metrics of the best trial on the test split; None if its task has no `test` or saved no checkpoint."""
-    try:
-        trainable = load_best(folder)
-    except StudyError:
-        return None
-    if not hasattr(trainable, "test"):
-        return None
-    best = json.loads((folder / BEST_FOLDER / BEST_FILE).read_text(encoding="utf-8"))
+    """The metrics of the best trial on the test split; None if its trainable has no `test`.
+
+    Args:
+        folder: the study's folder, with `best/` and a checkpoint in it.
+    """
     study = load_config(folder)
-    with use_context(_context(study, best["number"])):
+    if not hasattr(load_trainable(study["task"]["trainable"]), "test"):
+        return None
+    trainable = load_best(folder)
+    with use_context(_context(study, _best(folder)["number"])):
         return dict(trainable.test())
+
+
+def _best(folder: Path) -> dict[str, Any]:
+    return cast("dict[str, Any]", json.loads((folder / BEST_FOLDER / BEST_FILE).read_text(encoding="utf-8")))
 
 
 def _context(study: Mapping[str, Any], number: int) -> TrialContext:

@@ -187,11 +187,13 @@ class StudyResult:
         path: its folder.
         state: the fold of its log.
         test_metrics: metrics of the best trial on the test split, where the task has one.
+        test_error: why they could not be computed.
     """
 
     path: Path
     state: StudyState
     test_metrics: Mapping[str, float] | None = None
+    test_error: str | None = None
 
     @property
     def best(self) -> TrialRecord | None:
@@ -251,6 +253,7 @@ class StudyResult:
             "resource": self.best.resource,
             "metrics": self.best.metrics,
             "test_metrics": self.test_metrics,
+            "test_error": self.test_error,
             "checkpoint": BEST_FOLDER if (self.path / BEST_FOLDER).is_dir() else None,
         }
 
@@ -279,11 +282,10 @@ def load_study(path: str | Path) -> StudyResult:
     """
     path = Path(path)
     state = fold(read(path / FILE_NAME))
-    test_metrics = None
+    best: Mapping[str, Any] | None = None
     if (path / RESULT_FILE).exists():
-        best = json.loads((path / RESULT_FILE).read_text())["best"]
-        test_metrics = best and best["test_metrics"]
-    return StudyResult(path, state, test_metrics)
+        best = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))["best"]
+    return StudyResult(path, state, *((best["test_metrics"], best["test_error"]) if best else ()))
 
 
 def _replace(path: Path, text: str) -> None:

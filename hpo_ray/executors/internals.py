@@ -53,6 +53,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "_validate_result_metrics",
         "_trial_task_failure",
         "_maybe_cache_trial_actor",
+        "_update_trial_queue",
         "_on_trial_reset",
         "_actor_failed",
         "_unstage_trial_with_resources",
@@ -212,6 +213,10 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
 
     def _validate_result_metrics(self, result: dict[str, Any]) -> None:
         """Done where the study's events are recorded, with a message that names the metrics seen."""
+
+    def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
+        """Never blocks: Ray would sleep for seconds at a time, up to ten minutes, until there is a trial."""
+        return bool(super()._update_trial_queue(blocking=False))
 
     def keep_actors(self, resources: Any, number: int) -> None:
         """Keeps as many idle actors as trials run at a time; all trials must ask for these resources.

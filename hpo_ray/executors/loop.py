@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +24,7 @@ from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyResult, StudyState
 from hpo_ray.schedulers.adapter import CoreScheduler
+from hpo_ray.schedulers.brackets import Budget
 from hpo_ray.study import Draft, Study
 from hpo_ray.view import View
 
@@ -50,77 +51,72 @@ def run(study: Study, view: View) -> StudyResult:
 
 
 def _run(study: Study, folder: Path, concurrency: int, view: View) -> StudyResult:
-    draft = study.draft
     started = time.monotonic()
 
     def clock() -> float:
         return round(time.monotonic() - started, 6)
 
-    state, log = StudyState(), EventLog(folder / FILE_NAME)
-    event = StudyStarted(
-        folder.name,
-        draft.method,
-        draft.task.name,
-        draft.task.metric,
-        draft.task.mode,
-        draft.seed,
-        draft.max_resource,
-        time.time(),
-        _versions(),
-    )
-    log.append(event)
-    state.apply(event)
-    recorder = Recorder(
-        study.scheduler,
-        log,
-        state,
-        folder=folder,
-        metric=draft.task.metric,
-        time_attr=study.time_attr,
-        max_resource=draft.max_resource,
-        target=draft.budget.target,
-        clock=clock,
-    )
-    controller = _controller(study, folder, recorder, concurrency)
-    failure: StudyError | None = None
-    ended, reason = "finished", "all trials are done"
-    view.start(draft, folder)
-    with _signals() as signals:
+    state = StudyState()
+    with closing(EventLog(folder / FILE_NAME)) as log:
+        recorder = Recorder(study, log, state, folder, clock)
+        recorder.append(_started(study.draft, folder))
+        controller = _controller(study, folder, recorder, concurrency)
+        view.start(study.draft, folder)
+        failure: Exception | None = None
         try:
-            while not controller.is_finished():
-                controller.step()
-                view.update(state, clock())
-                if recorder.error is not None:
-                    raise recorder.error
-                if signals.received is not None:
-                    ended, reason = "interrupted", f"{signal.Signals(signals.received).name} received"
-                    break
-                if recorder.target_reached:
-                    reason = f"budget.target={draft.budget.target:g} reached"
-                    break
-                if draft.budget.time_s is not None and clock() >= draft.budget.time_s:
-                    reason = f"budget.time_s={draft.budget.time_s:g} used up"
-                    break
-        except StudyError as error:
+            ended, reason = _loop(controller, recorder, study.draft.budget, view)
+            if ended == "finished" and state.best is None:
+                raise StudyError(_no_value(state, study.draft))
+        except Exception as error:  # whatever it is, the log says that the study failed, and why
             failure, ended, reason = error, "failed", str(error)
         finally:
             view.stop(state, clock())
             controller.close()
-    if failure is None and ended == "finished" and state.best is None:
-        failure = StudyError(_no_value(state, draft))
-        ended, reason = "failed", str(failure)
-    event_end = StudyEnded(ended, reason, clock())
-    log.append(event_end)
-    state.apply(event_end)
-    log.close()
-    test_metrics = None
-    if state.best is not None and save_best(folder, state.best) and ended == "finished":
-        test_metrics = test_best(folder)
-    result = StudyResult(folder, state, test_metrics)
+        recorder.append(StudyEnded(ended, reason, clock()))
+    saved = state.best is not None and save_best(folder, state.best)
+    test_metrics, test_error = None, None
+    if saved and ended == "finished":
+        try:
+            test_metrics = test_best(folder)
+        except Exception as error:  # of the user's code; the study itself is done
+            test_error = f"{type(error).__name__}: {error}"
+    result = StudyResult(folder, state, test_metrics, test_error)
     result.write()
     if failure is not None:
         raise failure
     return result
+
+
+def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View) -> tuple[str, str]:
+    """Steps until the study is over; how it ended, and why."""
+    with _signals() as signals:
+        while not controller.is_finished():
+            controller.step()
+            elapsed_s = recorder.clock()
+            view.update(recorder.state, elapsed_s)
+            if recorder.error is not None:
+                raise recorder.error
+            if signals.received is not None:
+                return "interrupted", f"{signal.Signals(signals.received).name} received"
+            if recorder.target_reached:
+                return "finished", f"budget.target={budget.target:g} reached"
+            if budget.time_s is not None and elapsed_s >= budget.time_s:
+                return "finished", f"budget.time_s={budget.time_s:g} used up"
+    return "finished", "all trials are done"
+
+
+def _started(draft: Draft, folder: Path) -> StudyStarted:
+    return StudyStarted(
+        study=folder.name,
+        method=draft.method,
+        task=draft.task.name,
+        metric=draft.task.metric,
+        mode=draft.task.mode,
+        seed=draft.seed,
+        max_resource=draft.max_resource,
+        time=time.time(),
+        versions=_versions(),
+    )
 
 
 def _controller(study: Study, folder: Path, recorder: Recorder, concurrency: int) -> Controller:
@@ -145,7 +141,7 @@ def _controller(study: Study, folder: Path, recorder: Recorder, concurrency: int
     controller = Controller(
         search_alg=source,
         scheduler=recorder,
-        callbacks=[CheckpointRecorder(recorder, folder, study.time_attr), *study.callbacks],
+        callbacks=[CheckpointRecorder(recorder, folder), *study.callbacks],
         storage=storage,
         max_pending=concurrency,
         actor_manager=study.executor.actor_manager(),

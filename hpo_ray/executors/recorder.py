@@ -7,7 +7,6 @@ The rules: each report has the metric; a value that is not finite ends the trial
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from hpo_ray.errors import StudyError
 from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.results import StudyState, TrialRecord
+from hpo_ray.study import Study
 
 _RAY_ADDS = ("trial_id", "done", "should_checkpoint", "experiment_tag", "_time_total_s")
 _SESSION_ADDS = ("_hostname", "_node_ip", "_pid", "_timestamp")
@@ -33,47 +33,38 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     """A scheduler that records what the scheduler within it decides.
 
     Args:
-        scheduler: the scheduler of the study; ours, Ray's or a user's.
+        study: whose scheduler it is.
         log: where events are appended.
         state: the fold of the same events.
         folder: the study's folder.
-        metric: name of the metric.
-        time_attr: name of the reported value that counts resource.
-        max_resource: where every trial stops.
-        target: the loss at which the study ends.
         clock: seconds since the study started.
     """
 
     _supports_buffered_results = False
 
     def __init__(
-        self,
-        scheduler: TrialScheduler,
-        log: EventLog,
-        state: StudyState,
-        *,
-        folder: Path,
-        metric: str,
-        time_attr: str,
-        max_resource: int,
-        target: float | None,
-        clock: Callable[[], float] = time.monotonic,
+        self, study: Study, log: EventLog, state: StudyState, folder: Path, clock: Callable[[], float]
     ) -> None:
         super().__init__()
-        self.scheduler = scheduler
+        self.scheduler = study.scheduler
         self.state = state
+        self.clock = clock
+        self.time_attr = study.time_attr
         self.error: StudyError | None = None
         """Why the study can't go on. Raised by the loop: Ray would wrap it into an error of its own."""
         self.target_reached = False
         self._log = log
         self._folder = folder
-        self._metric_name = metric
-        self._time_attr = time_attr
-        self._max_resource = max_resource
-        self._target = target
-        self._clock = clock
+        self._metric_name = study.draft.task.metric
+        self._max_resource = study.draft.max_resource
+        self._target = study.draft.budget.target
         self._endings: dict[str, tuple[str, str]] = {}
         """(state, reason) of trials that are about to end because of their last report."""
+
+    def append(self, event: Event) -> None:
+        """Writes an event to the log and takes it into account."""
+        self._log.append(event)
+        self.state.apply(event)
 
     @property
     def metric(self) -> str:
@@ -85,7 +76,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self.scheduler.on_trial_add(tune_controller, trial)
         if trial.trial_id not in self.state.trials:
             number = len(self.state.trials)
-            self._append(TrialAdded(trial.trial_id, number, trial.config, self._tags(trial), self._clock()))
+            self.append(TrialAdded(trial.trial_id, number, trial.config, self._tags(trial), self.clock()))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records a report and what the scheduler makes of it."""
@@ -112,7 +103,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         record = self.state.trials[trial.trial_id]
         ending = self._endings.pop(trial.trial_id, None)
         if ending is None:
-            if result and result.get(self._time_attr, 0) > (record.history[-1][0] if record.history else 0):
+            if result and result.get(self.time_attr, 0) > (record.history[-1][0] if record.history else 0):
                 self._report(trial, result)
             ending = self._endings.pop(trial.trial_id, ("completed", "ended by itself"))
             if not record.history:
@@ -128,7 +119,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """Records a failure. With status ERROR the trial is about to be retried."""
         text = self._error_text(trial)
         if trial.status == Trial.ERROR:
-            self._append(TrialRetried(trial.trial_id, text, self._clock()))
+            self.append(TrialRetried(trial.trial_id, text, self.clock()))
         else:
             self._endings.pop(trial.trial_id, None)
             self._ended(trial, "failed", "raised an error", text)
@@ -157,16 +148,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
 
-    def _append(self, event: Event) -> None:
-        self._log.append(event)
-        self.state.apply(event)
-
     def _report(self, trial: Trial, result: Mapping[str, Any]) -> float | None:
         """Records a report; gives the metric, or None if it is not there, which is the end of the study."""
         metrics = {name: scalar for name, value in result.items() if (scalar := _scalar(name, value)) is not None}
-        if self._time_attr not in result:
+        if self.time_attr not in result:
             self.error = StudyError(
-                f"scheduler.time_attr={self._time_attr}: trial {trial.trial_id} did not report it; "
+                f"scheduler.time_attr={self.time_attr}: trial {trial.trial_id} did not report it; "
                 f"it reported {', '.join(sorted(metrics)) or 'nothing'}"
             )
             return None
@@ -179,15 +166,15 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             )
             return None
         record = self.state.trials[trial.trial_id]
-        resource = int(result[self._time_attr])
-        self._append(
+        resource = int(result[self.time_attr])
+        self.append(
             Reported(
                 trial.trial_id,
                 resource,
                 _trained(record, resource),
                 metrics,
                 float(result.get("time_this_iter_s", 0.0)),
-                self._clock(),
+                self.clock(),
             )
         )
         if not math.isfinite(value):
@@ -197,12 +184,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         return float(value)
 
     def _decided(self, trial: Trial, action: str) -> None:
-        self._append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self._clock()))
+        self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
             error += f"\noutput: {output.relative_to(self._folder)}"
-        self._append(TrialEnded(trial.trial_id, state, reason, error, self._clock()))
+        self.append(TrialEnded(trial.trial_id, state, reason, error, self.clock()))
 
     def _error_text(self, trial: Trial) -> str:
         """The last lines of what the trial raised: Ray has just written it to the trial's folder."""
@@ -229,17 +216,16 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
     """Records checkpoints when they are complete. The one thing that Ray tells callbacks and not the scheduler."""
 
-    def __init__(self, recorder: Recorder, folder: Path, time_attr: str) -> None:
+    def __init__(self, recorder: Recorder, folder: Path) -> None:
         self._recorder = recorder
         self._folder = folder
-        self._time_attr = time_attr
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A checkpoint is at its final place."""
         path = Path(checkpoint.path)
         path = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
-        resource = int(trial.last_result.get(self._time_attr, 0))
-        self._recorder._append(CheckpointSaved(trial.trial_id, resource, str(path), self._recorder._clock()))
+        resource = int(trial.last_result.get(self._recorder.time_attr, 0))
+        self._recorder.append(CheckpointSaved(trial.trial_id, resource, str(path), self._recorder.clock()))
 
 
 def _trained(record: TrialRecord, resource: int) -> int:

@@ -135,8 +135,6 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 self._losers.append(trial)
             elif not trial.is_finished():
                 tune_controller.stop_trial(trial)
-        while self._promoted and self._promoted[0].is_finished():
-            self._promoted.popleft()
         if self._promoted and self.has_room():
             # In order, also if the first is still being saved: the same trials are then next on every executor.
             if self._promoted[0].status != Trial.PAUSED or self._promoted[0].is_saving:
@@ -172,6 +170,8 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._reasons.update(moves.reasons or {})
         self._promoted.extend(self._trials[trial_id] for trial_id in moves.promote)
         self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
+        while self._promoted and self._promoted[0].is_finished():  # it failed while it was saved
+            self._promoted.popleft()
 
     def _loss(self, result: Mapping[str, Any]) -> float:
         value = float(result[self._metric])  # type: ignore[index]  # Ray checks that the metric is there

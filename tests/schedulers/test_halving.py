@@ -381,6 +381,15 @@ def test_a_loss_that_is_not_finite_ends_the_trial_and_ranks_last(bad):
     assert run.resources() == {1: 6, 3: 2, 9: 1}
 
 
+def test_a_loss_that_is_not_finite_ends_the_trial_by_itself():
+    core = SuccessiveHalvingCore(3)
+    for number in range(3):
+        core.add(str(number))
+    for number, loss in enumerate((math.nan, 1.0, 0.0)):
+        core.report(str(number), 1, loss)
+    assert core.advance(True).promote == ("2",)  # without waiting for anybody to end trial 0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_never_promoted_even_if_all_others_failed(bad):
     fates = {number: Fate(fails_at=1) for number in range(1, 9)}

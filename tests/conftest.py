@@ -1,0 +1,47 @@
+"""What several tests share: a working folder of their own with a user's code in it, and one small Ray cluster."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# A user's own module, as `task.trainable=mine.NAME` finds it in the current folder.
+MINE = Path(__file__).parent / "mine.py"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, except for the user's module."""
+    shutil.copy(MINE, tmp_path / "mine.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(MINE.parent))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster with four logical cores, which all studies of the session use."""
+    import hpo_ray.executors  # noqa: F401  # sets Ray's environment before its import
+
+    ray = pytest.importorskip("ray")
+    temp = tempfile.mkdtemp(prefix="hr", dir="/tmp")
+    environment = {"env_vars": {"PYTHONPATH": str(MINE.parent)}}
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env=environment,
+        _temp_dir=temp,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(temp, ignore_errors=True)
+    sys.modules.pop("mine", None)

@@ -1,0 +1,42 @@
+"""The one module that touches Ray's private names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hpo_ray.errors import StudyError
+from hpo_ray.executors import internals
+
+PACKAGE = Path(internals.__file__).parents[1]
+
+
+def test_this_ray_has_all_that_is_used() -> None:
+    internals.check_ray()
+
+
+def test_a_ray_that_moved_a_name_is_reported_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Moved:
+        """Stands for a class of Ray's that lost a method."""
+
+    monkeypatch.setitem(internals._USED, Moved, ("_schedule_trial_save",))
+    with pytest.raises(StudyError, match=r"Ray 2\.\d+.* has moved Moved\._schedule_trial_save.*pip install"):
+        internals.check_ray()
+
+
+def test_what_the_controller_overrides_is_there_to_be_overridden() -> None:
+    """A private method that Ray renames would otherwise silently be ours alone."""
+    own = {"close", "keep_actors", "num_active", "_leave_reset", "_wrapper", "__init__", "__module__", "__doc__"}
+    for cls in (internals.Controller, internals.StudyStorage, internals.StudyTrial):
+        for name in set(vars(cls)) - own - {"aside", "trainable"}:
+            if not name.startswith("__"):
+                assert any(name in vars(base) for base in cls.__mro__[1:]), f"{cls.__name__}.{name}"
+
+
+def test_no_other_module_imports_private_parts_of_ray() -> None:
+    private = re.compile(r"^\s*(from|import) ray\S*\._|^\s*from ray\S* import .*\b_\w", re.MULTILINE)
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "internals.py":
+            assert not private.search(path.read_text()), path

@@ -1,0 +1,192 @@
+"""A user's own training code: Ray Tune functions and classes, good and bad."""
+
+import json
+import os
+import sys
+import tempfile
+
+from ray import tune
+
+SPACE = "space={lr: {low: 0.01, high: 1.0}}"
+
+
+def loss(config, step):
+    """Falls with the steps; who starts best ends best."""
+    return config["lr"] + 1 / step
+
+
+def train(config):
+    """Reports a checkpoint with each step, and goes on from the last."""
+    start = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder, open(os.path.join(folder, "step.json")) as file:
+            start = json.load(file)
+    print("starts at", start)
+    for step in range(start + 1, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "step.json"), "w") as file:
+                json.dump(step, file)
+            tune.report({"loss": loss(config, step)}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def no_checkpoint(config):
+    """Reports no checkpoints."""
+    for step in range(1, 1000):
+        tune.report({"loss": loss(config, step)})
+
+
+def short(config):
+    """Ends by itself after four steps."""
+    for step in range(1, 5):
+        tune.report({"loss": loss(config, step)})
+
+
+def generator(config):
+    """Yields its reports, as Ray Tune allows."""
+    for step in range(1, 1000):
+        yield {"loss": loss(config, step)}
+
+
+def raises(config):
+    """Fails at its second step if the rate is low."""
+    for step in range(1, 1000):
+        if step == 2 and config["lr"] < 0.5:
+            print("about to fail")
+            raise ValueError(f"the rate {config['lr']:.3f} is too low")
+        tune.report({"loss": loss(config, step)})
+
+
+def always_raises(config):
+    """Fails at once."""
+    raise RuntimeError("never works")
+
+
+def exits(config):
+    """Ends its process, which must not be the driver's."""
+    sys.exit(3)
+
+
+def not_finite(config):
+    """Reports NaN at its second step if the rate is low."""
+    for step in range(1, 1000):
+        tune.report({"loss": float("nan") if step == 2 and config["lr"] < 0.5 else loss(config, step)})
+
+
+def other_metric(config):
+    """Reports metrics of other names."""
+    for _ in range(1000):
+        tune.report({"accuracy": 1.0, "perplexity": 2.0})
+
+
+def never_reports(config):
+    """Reports nothing."""
+
+
+def text_metric(config):
+    """Reports the metric as a text."""
+    tune.report({"loss": "low"})
+
+
+def no_argument():
+    """Takes no configuration."""
+
+
+def two_arguments(config, data):
+    """Takes one argument too many."""
+
+
+def asks_context(config):
+    """Reports what it knows about itself."""
+    from hpo_ray import get_context
+
+    context = get_context()
+    for _ in range(1000):
+        tune.report({"loss": config["lr"], "number": context.number, "seed": context.seed, "arg": context.args["path"]})
+
+
+class Plain:
+    """No Ray Tune class."""
+
+
+class NoCheckpoint(tune.Trainable):
+    """Has neither checkpoints nor `reset_config`."""
+
+    def setup(self, config):
+        """Nothing trained yet."""
+        self.lr, self.steps = config["lr"], 0
+
+    def step(self):
+        """One step."""
+        self.steps += 1
+        return {"loss": loss({"lr": self.lr}, self.steps)}
+
+
+class DictCheckpoint(NoCheckpoint):
+    """Saves a dict, as Ray Tune allows."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """The number of steps."""
+        return {"steps": self.steps}
+
+    def load_checkpoint(self, checkpoint):
+        """The number of steps."""
+        self.steps = checkpoint["steps"]
+
+
+class FailsToSave(DictCheckpoint):
+    """Fails when a trial with a low rate is saved."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """Fails."""
+        if self.lr < 0.5:
+            raise OSError("no space left on device")
+        return super().save_checkpoint(checkpoint_dir)
+
+
+class FailsToReset(DictCheckpoint):
+    """Refuses to be used again for a low rate, in both ways that Ray Tune knows."""
+
+    def reset_config(self, new_config):
+        """False, or an error."""
+        if new_config["lr"] < 0.3:
+            return False
+        if new_config["lr"] < 0.6:
+            raise RuntimeError("can't be reset")
+        self.setup(new_config)
+        return True
+
+
+class FailsToLoad(DictCheckpoint):
+    """Fails when a paused trial with a low rate goes on."""
+
+    def load_checkpoint(self, checkpoint):
+        """Fails."""
+        if self.lr < 0.1:
+            raise OSError("the checkpoint is damaged")
+        super().load_checkpoint(checkpoint)
+
+
+class FailsOnce(DictCheckpoint):
+    """Fails at step 2 the first time; a marker in the folder `task.args.path` says whether it did."""
+
+    def step(self):
+        """One step, or an error."""
+        from hpo_ray import get_context
+
+        context = get_context()
+        marker = os.path.join(context.args["path"], f"failed-{context.number}")
+        if self.steps == 1 and not os.path.exists(marker):
+            open(marker, "w").close()
+            raise ValueError("fails once")
+        return super().step()
+
+
+class KillsItsProcess(DictCheckpoint):
+    """Takes its process with it at step 2 if the rate is very low."""
+
+    def step(self):
+        """One step, or the end."""
+        if self.steps == 1 and self.lr < 0.2:
+            os._exit(1)
+        return super().step()

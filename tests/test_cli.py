@@ -1,0 +1,283 @@
+"""The command line: verbs, exit codes, and every mistake that we know of."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpo_ray.__main__ import main
+
+OWN = ["task=custom", "space={lr: {low: 0.1, high: 1.0}}", "executor=inprocess"]
+
+# What was typed, and what the message must say: the key, the value, the fix.
+BAD_INPUT = [
+    (["method=hyperbnd"], ["method=hyperbnd", "nearest: hyperband", "random"]),
+    (["task=digit_mlp"], ["task=digit_mlp", "nearest: digits_mlp"]),
+    (["executor=ry"], ["executor=ry", "nearest: ray"]),
+    (["experiment=nope"], ["experiment=nope", "digits_hyperband_81"]),
+    (["schedular.eta=4"], ["schedular.eta=4", "nearest: scheduler.eta"]),
+    (["scheduler.etaa=4"], ["scheduler.etaa=4", "nearest: scheduler.eta"]),
+    (["+scheduler.foo=4"], ["scheduler.foo=4"]),
+    (["metod=random"], ["metod=random", "nearest: method"]),
+    (["+foo=1"], ["unknown key 'foo'"]),
+    (["+budget.trails=1"], ["unknown key 'budget.trails'", "nearest: trials"]),
+    (["runn"], ["runn: no such verb", "nearest: run"]),
+    (["plan", "--jsn"], ["--jsn", "--help"]),
+    (["hyperband"], ["hyperband: no such verb", "run, plan, list"]),
+    (["plan", "hyperband"], ["hyperband", "key=value"]),
+    (["-m", "method=random"], ["-m", "compare"]),
+    (["--multirun"], ["compare"]),
+    (["method=random,hyperband"], ["method=random,hyperband", "one study for each"]),
+    (["space={lr: {low: 1}"], ["can't be parsed", "quote"]),
+    (["space=3"], ["space=3", "choice"]),
+    (["method=null"], ["method=null", "choice"]),
+    (["seed=abc"], ["seed=abc", "Integer"]),
+    (["seed=-1"], ["seed=-1", ">= 0"]),
+    (["view=fancy"], ["view=fancy", "auto, live, plain, none"]),
+    (["task.mode=mn"], ["task.mode=mn", "nearest: min"]),
+    # spaces
+    (["task=parabola", "space.x={lo: 1, high: 2}"], ["space.x", "'lo'", "low"]),
+    (["task=parabola", "space.x.lo=1"], ["space.x.lo=1", "nearest: space.x.low"]),
+    (["task=parabola", "space.y=1"], ["space.y=1", "space.x"]),
+    (["task=parabola", "space.x.low=4"], ["space.x", "low=4.0", "high=4.0"]),
+    (["task=parabola", "space.x.low=9"], ["space.x", "low=9", "high=4.0"]),
+    (["task=parabola", "space.x.log=true"], ["space.x", "low=0", "log"]),
+    (["task=parabola", "space.x=[]"], ["space.x", "empty"]),
+    (["task=parabola", "~space.z"], ["space.z", "space.x"]),
+    (["task=parabola", "+space.x=[1,2]"], ["space.x", "there already"]),
+    (["space.activation.low=1"], ["space.activation", "list"]),
+    (["task=parabola", "searcher.initial=[{x: 9}]"], ["searcher.initial[0].x", "9", "4.0"]),
+    (["task=parabola", "searcher.initial=[{y: 1}]"], ["searcher.initial[0].y", "x"]),
+    (["task=custom", "task.trainable=mine.train"], ["space is empty", "space={lr:"]),
+    # trainables
+    (["task=custom"], ["task.trainable is not set", "def train(config)"]),
+    ([*OWN, "task.trainable=mine.trian"], ["task.trainable=mine.trian", "nearest: train"]),
+    ([*OWN, "task.trainable=mien.train"], ["task.trainable=mien.train", "no module 'mien'", "nearest: mine"]),
+    ([*OWN, "task.trainable=broken.train"], ["broken", "SyntaxError", "line 2"]),
+    ([*OWN, "task.trainable=raising.train"], ["raising", "ZeroDivisionError", "line 1"]),
+    ([*OWN, "task.trainable=needy.train"], ["needy needs a_package_that_is_not_there", "not installed"]),
+    ([*OWN, "task.trainable=train"], ["task.trainable=train", "dotted path"]),
+    ([*OWN, "task.trainable=mine.SPACE"], ["mine.SPACE", "str"]),
+    ([*OWN, "task.trainable=mine.no_argument"], ["mine.no_argument", "def no_argument(config)", "nothing"]),
+    ([*OWN, "task.trainable=mine.two_arguments"], ["mine.two_arguments", "one argument", "config, data"]),
+    ([*OWN, "task.trainable=mine.Plain"], ["mine.Plain", "ray.tune.Trainable"]),
+    ([*OWN, "task.trainable=mine.NoCheckpoint"], ["no save_checkpoint", "on_missing_checkpoint=restart"]),
+    # schedulers and budgets
+    (["scheduler.eta=1"], ["scheduler.eta=1", ">= 2"]),
+    (["scheduler.eta=2.5"], ["scheduler.eta=2.5", "whole number"]),
+    (["scheduler.eta=three"], ["scheduler.eta='three'", "whole number"]),
+    (["scheduler.min_resource=100"], ["scheduler.min_resource=100", "scheduler.max_resource=27"]),
+    (["scheduler.min_resource=0"], ["scheduler.min_resource=0", ">= 1"]),
+    (["scheduler.max_resource=abc"], ["scheduler.max_resource='abc'", "whole number"]),
+    (["task.max_resource=abc"], ["task.max_resource=abc", "Integer"]),
+    (["task.max_resource=0"], ["task.max_resource=0", ">= 1"]),
+    (["method=random", "scheduler.max_resource=0"], ["scheduler.max_resource=0", ">= 1"]),
+    (["scheduler.on_missing_checkpoint=maybe"], ["scheduler.on_missing_checkpoint='maybe'", "error or restart"]),
+    (["method=random", "budget.trials=0"], ["budget.trials=0", ">= 1"]),
+    (["method=random", "budget.trials=-5"], ["budget.trials=-5", ">= 1"]),
+    (["method=random", "budget.trials=many"], ["budget.trials=many", "Integer"]),
+    (["method=random", "budget.rounds=2"], ["budget.rounds=2", "budget.trials"]),
+    (["budget.trials=5"], ["budget.trials=5", "budget.rounds"]),
+    (["budget.rounds=0"], ["budget.rounds=0", ">= 1"]),
+    (["method=successive_halving", "budget.trials=5", "budget.rounds=2"], ["budget.trials=5", "budget.rounds=2"]),
+    (["budget.time_s=-1"], ["budget.time_s=-1", "> 0"]),
+    (["budget.target=nan"], ["budget.target=nan", "finite"]),
+    (["budget.concurrency=0"], ["budget.concurrency=0", ">= 1"]),
+    (["failure.max_retries=-1"], ["failure.max_retries=-1", ">= 0"]),
+    # where and on what
+    (["executor=inprocess", "executor.workers=0"], ["executor.workers=0", ">= 1"]),
+    (["executor.num_cpus=-2"], ["executor.num_cpus=-2"]),
+    (["resources.cpu=-1"], ["resources.cpu=-1", ">= 0"]),
+    (["resources.cpu=0"], ["resources.cpu=0", "use 1"]),
+    (["trainable.precision=fp8"], ["trainable.precision=fp8", "bf16"]),
+    (["trainable.precision=fp16"], ["trainable.precision=fp16", "resources=gpu"]),
+    (["study.name=taken", "executor=inprocess", "task=parabola"], ["study.name=taken", "another name"]),
+    (["study.name=a/b"], ["study.name='a/b'", "study.root"]),
+    (["study.root=mine.py", "executor=inprocess", "task=parabola"], ["study.root=mine.py", "can't be written"]),
+    (["--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]),
+    (["--config-name", "nothing"], ["--config-name nothing", "config"]),
+    (["--config-dir"], ["--config-dir", "--help"]),
+]  # fmt: skip
+
+
+@pytest.fixture
+def mistakes(folder: Path) -> Path:
+    """A working folder with a study and with modules that can't be imported."""
+    (folder / "broken.py").write_text("x = 1\nx = = 2\n")
+    (folder / "raising.py").write_text("1 / 0\n")
+    (folder / "needy.py").write_text("import a_package_that_is_not_there\n")
+    (folder / "outputs" / "taken").mkdir(parents=True)
+    return folder
+
+
+def tree(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize(("typed", "says"), BAD_INPUT, ids=lambda value: " ".join(value)[:60])
+def test_a_mistake_is_one_message_with_the_fix_and_nothing_is_written(
+    mistakes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    typed: list[str],
+    says: list[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(mistakes))
+    before = tree(mistakes)
+    assert main(typed) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("hpo_ray: ") and err.count("\n") == 1 and "Traceback" not in err
+    for part in says:
+        assert part in err
+    assert out == ""
+    assert tree(mistakes) == before
+
+
+@pytest.mark.parametrize("executor", ["inprocess", pytest.param("ray", marks=pytest.mark.ray)])
+def test_more_gpus_than_there_are_fails_at_once(
+    folder: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], executor: str
+) -> None:
+    if executor == "ray":
+        request.getfixturevalue("ray_cluster")
+    elif (torch := pytest.importorskip("torch")).cuda.device_count() >= 64:
+        pytest.skip(f"{torch.cuda.device_count()} GPUs are here")
+    assert main(["task=parabola", "resources=gpu", "resources.gpu=64", f"executor={executor}"]) == 2
+    err = capsys.readouterr().err
+    assert "resources.gpu=64" in err and "GPUs" in err and "resources=cpu" in err
+    assert not (folder / "outputs").exists()
+
+
+@pytest.mark.ray
+def test_more_cores_than_there_are_fails_at_once(
+    folder: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["task=parabola", "resources.cpu=64"]) == 2
+    assert "resources.cpu=64: the cluster has 4 CPUs; lower it to 4 or less" in capsys.readouterr().err
+
+
+def test_a_failed_study_exits_with_1_and_names_the_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*OWN, "task.trainable=mine.other_metric", "view=none"]) == 1
+    err = capsys.readouterr().err
+    assert "task.metric=loss" in err and "accuracy, perplexity" in err and "Traceback" not in err
+
+
+def test_run_prints_the_incumbent_where_it_lies_and_what_next(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["method=hyperband", "task=parabola", "executor=inprocess"]
+    assert main(typed) == 0
+    out = capsys.readouterr().out
+    result = json.loads((folder / "outputs/parabola-hyperband-1/result.json").read_text())
+    assert f"best       loss {result['best']['value']:.6g} at step 27 (trial {result['best']['number']})" in out
+    assert f"  x: {result['best']['config']['x']}" in out
+    assert "outputs/parabola-hyperband-1" in out
+    assert (
+        "next       python -m hpo_ray method=hyperband task=parabola executor=inprocess scheduler.max_resource=81"
+        in out
+    )
+    load = next(line for line in out.splitlines() if line.startswith("load it")).split(None, 2)[2]
+    command = load.replace("python -c", f"{sys.executable} -c", 1)
+    subprocess.run(command, shell=True, check=True, cwd=folder)
+
+
+def test_names_count_up(folder: Path) -> None:
+    for _ in range(2):
+        assert main(["task=parabola", "method=random", "budget.trials=1", "executor=inprocess", "view=none"]) == 0
+    assert {p.name for p in (folder / "outputs").iterdir()} == {"parabola-random-1", "parabola-random-2"}
+
+
+def test_plan_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "method=hyperband", "scheduler.max_resource=81", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["method"] == "hyperband" and plan["trials"] == 143
+    assert plan["total_resource"] == 1581 and plan["total_resource_restarting"] == 1902
+    assert plan["full_trainings"] == pytest.approx(1581 / 81, abs=1e-4)
+    assert [(b["s"], [(r["n"], r["r"]) for r in b["rungs"]]) for b in plan["brackets"]] == [
+        (4, [(81, 1), (27, 3), (9, 9), (3, 27), (1, 81)]),
+        (3, [(34, 3), (11, 9), (3, 27), (1, 81)]),
+        (2, [(15, 9), (5, 27), (1, 81)]),
+        (1, [(8, 27), (2, 81)]),
+        (0, [(5, 81)]),
+    ]
+    assert main(["plan", "--json", "method=random", "budget.trials=50"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["trials"], plan["total_resource"], plan["brackets"]) == (50, 50 * 27, [])
+    assert not list(folder.glob("outputs*"))
+
+
+def test_plan_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "method=hyperband", "scheduler.max_resource=9", "budget.rounds=2"]) == 0
+    out = capsys.readouterr().out
+    assert "34 trials, 138 epochs" in out and "2 rounds" in out
+    assert "s=2      9 to 1  3 to 3  1 to 9" in out
+
+
+def test_plan_without_an_end_but_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for method in ("random", "hyperband"):
+        assert main(["plan", f"method={method}", "budget.time_s=90", "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["trials"] is None and plan["total_resource"] is None
+
+
+def test_list_names_everything_with_its_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=parabola", "method=random", "budget.trials=1", "executor=inprocess", "view=none"]) == 0
+    (folder / "outputs" / "half").mkdir()
+    (folder / "outputs" / "half" / "events.jsonl").write_text("")
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    conf = Path(__file__).parents[1] / "conf"
+    for group in ("method", "task", "searcher", "scheduler"):
+        for path in (conf / group).glob("*.yaml"):
+            line = next(line for line in out.splitlines() if line.split()[:1] == [path.stem])
+            assert len(line.split()) > 3, "a name without its line"
+    assert "parabola-random-1" in out and "finished: loss" in out
+    assert "half" in out and "not finished" in out
+
+
+def test_cfg_prints_what_will_be_composed(folder: Path) -> None:
+    command = [sys.executable, "-m", "hpo_ray", "--cfg", "job", "task=parabola", "space.x.low=1", "space={y: [1, 2]}"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+    assert "space:\n  'y':\n  - 1\n  - 2\n" in out and "  name: parabola\n" in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["list"], 0),
+        (["plan", "method=hyperband", "--json"], 0),
+        (["method=hyperbnd"], 2),
+        (["space.lr.low=9"], 2),
+        (["scheduler.eta=1"], 2),
+    ],
+)
+def test_what_needs_no_trial_is_cold(folder: Path, typed: list[str], code: int) -> None:
+    """Neither Ray nor torch is imported, on which a second and more would be spent."""
+    program = (
+        "import sys\nfrom hpo_ray.__main__ import main\n"
+        f"code = main({typed!r})\n"
+        "heavy = {'ray', 'torch', 'optuna', 'sklearn', 'pandas', 'pyarrow'} & sys.modules.keys()\n"
+        f"sys.exit(f'{{code}} {{heavy}}' if heavy or code != {code} else 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=folder, capture_output=True)
+
+
+def test_interrupted_studies_say_so(folder: Path) -> None:
+    """SIGTERM in the middle: results are written, the exit code is that of the signal."""
+    program = (
+        "import os, signal, sys\nfrom hpo_ray.__main__ import main\nfrom hpo_ray.executors import recorder\n"
+        "old = recorder.Recorder.on_trial_result\n"
+        "def result(self, *a):\n"
+        "    len(self.state.trials) == 5 and os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return old(self, *a)\n"
+        "recorder.Recorder.on_trial_result = result\n"
+        "sys.exit(main(['task=parabola', 'executor=inprocess']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 143, done.stderr
+    assert "interrupted: SIGTERM received" in done.stdout
+    content = json.loads((folder / "outputs/parabola-hyperband-1/result.json").read_text())
+    assert content["state"] == "interrupted" and content["best"] is not None and content["totals"]["trials"] == 5
