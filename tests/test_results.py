@@ -72,10 +72,9 @@ def test_failed_trials_and_values_that_are_not_finite_are_never_best() -> None:
 
 
 def test_states_and_what_was_spent() -> None:
-    state = fold(
-        [started(), added(0), added(1), reported(0, 1, 0.1), Decided("0", "pause", "", {"rung": 0}, 0.0)]
-        + [Decided("0", "promote", "", {"rung": 1}, 0.0), reported(0, 3, 0.1, trained=2), ended(0, "completed")]
-    )
+    events = [started(), added(0), added(1), reported(0, 1, 0.1), Decided("0", "pause", "", {"rung": 0}, 0.0)]
+    events += [Decided("0", "promote", "", {"rung": 1}, 0.0), reported(0, 3, 0.1, trained=2), ended(0, "completed")]
+    state = fold(events)
     assert state.states == {"running": 1, "paused": 0, "completed": 1}
     assert state.trials["0"].tags == {"rung": 1}
     assert (state.trained, state.seconds, state.trials["0"].trained) == (3, 1.0, 3)

@@ -1,7 +1,7 @@
 """What does a trial cost that trains for nothing? 64 trials of 9 reports each, by Ray's Tuner and by hpo_ray.
 
-    python experiments/overhead/run.py            # ten minutes; prints the table and writes results.json
-    python experiments/overhead/run.py --quick    # one repetition of what is slow; prints the table
+python experiments/overhead/run.py            # ten minutes; prints the table and writes results.json
+python experiments/overhead/run.py --quick    # one repetition of what is slow; prints the table
 """
 
 from __future__ import annotations

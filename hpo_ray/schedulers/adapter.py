@@ -90,7 +90,17 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         return self.core.tags(trial_id)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Ray calls this again for a trial that it retries."""
+        """Ray calls this again for a trial that it retries.
+
+        Raises:
+            ConfigError: neither the scheduler nor `TuneConfig` names the metric or the mode.
+        """
+        for name, value in (("metric", self._metric), ("mode", self._mode)):
+            if value is None:
+                raise ConfigError(
+                    f"scheduler.{name} is not set: give it to {type(self).__name__} or to TuneConfig",
+                    key=f"scheduler.{name}",
+                )
         self._trials[trial.trial_id] = trial
         self.core.add(trial.trial_id)
 
@@ -105,7 +115,6 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             self._reasons[trial.trial_id] = decision.reason
         if decision.action is Action.PAUSE:
             self._pausing[trial.trial_id] = trial
-            self._tell_searcher(tune_controller, "on_pause", trial)
         return str(_RAY_ACTION[decision.action])
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
@@ -119,6 +128,11 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         if trial.status != Trial.ERROR:
             self.core.end(trial.trial_id, None)
             self._forget(trial)
+            return
+        # One that failed while it was saved for a pause starts again by itself.
+        self._pausing.pop(trial.trial_id, None)
+        if trial in self._promoted:
+            self._promoted.remove(trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """The trial was stopped while it was paused or pending."""
@@ -127,7 +141,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Closes complete rungs, stops the losers, and returns the next promoted trial, or None."""
-        self._check_pauses()
+        self._check_pauses(tune_controller)
         self._close_rungs(tune_controller.search_alg.is_finished())
         for _ in range(len(self._losers)):
             trial = self._losers.popleft()
@@ -135,7 +149,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 self._losers.append(trial)
             elif not trial.is_finished():
                 tune_controller.stop_trial(trial)
-        if self._promoted and self.has_room():
+        if self._promoted and self.has_room() and self._searcher_has_room(tune_controller):
             # In order, also if the first is still being saved: the same trials are then next on every executor.
             if self._promoted[0].status != Trial.PAUSED or self._promoted[0].is_saving:
                 return None
@@ -168,7 +182,9 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def _close_rungs(self, source_finished: bool) -> None:
         moves = self.core.advance(source_finished)
         self._reasons.update(moves.reasons or {})
-        self._promoted.extend(self._trials[trial_id] for trial_id in moves.promote)
+        # One that failed while it was saved, and was retried, goes on without having been paused.
+        paused = (i for i in moves.promote if i in self._pausing or self._trials[i].status == Trial.PAUSED)
+        self._promoted.extend(self._trials[trial_id] for trial_id in paused)
         self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
         while self._promoted and self._promoted[0].is_finished():  # it failed while it was saved
             self._promoted.popleft()
@@ -191,12 +207,23 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         if searcher is not None and hasattr(inner, what):
             getattr(searcher, what)(trial.trial_id)
 
-    def _check_pauses(self) -> None:
-        """A trial that was paused without a checkpoint would silently start again when it goes on."""
+    def _searcher_has_room(self, tune_controller: Any) -> bool:
+        """In a Tuner of the user's own, a searcher of ours keeps `max_concurrent_trials`, for promoted trials too."""
+        searcher = getattr(tune_controller.search_alg, "searcher", None)
+        while searcher is not None and not hasattr(searcher, "has_room"):
+            searcher = getattr(searcher, "searcher", None)
+        return searcher is None or bool(searcher.has_room())
+
+    def _check_pauses(self, tune_controller: Any) -> None:
+        """Tells the searcher which trials are paused by now; a place that gets free is for a promoted trial first.
+
+        A trial that was paused without a checkpoint would silently start again when it goes on.
+        """
         for trial_id, trial in list(self._pausing.items()):
             if trial.status != Trial.PAUSED or trial.is_saving:
                 continue
             del self._pausing[trial_id]
+            self._tell_searcher(tune_controller, "on_pause", trial)
             if trial.checkpoint is None and self.on_missing_checkpoint == "error":
                 raise StudyError(
                     f"trial {trial_id} was paused but has reported no checkpoint, so it can't go on later. Report "

@@ -60,13 +60,17 @@ class SpaceSearcher(Searcher):  # type: ignore[misc]  # ray ships no types
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next configuration; None while as many trials are active as may be."""
-        if self._max_active is not None and len(self._active) >= self._max_active:
+        if not self.has_room():
             return None
         number, self._number = self._number, self._number + 1
         config = self.initial[number] if number < len(self.initial) else self.propose(number)
         self.configs[trial_id] = config
         self._active.add(trial_id)
         return dict(config)
+
+    def has_room(self) -> bool:
+        """Whether another trial may be active."""
+        return self._max_active is None or len(self._active) < self._max_active
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial is over. `result` is None when it was stopped while it was paused."""

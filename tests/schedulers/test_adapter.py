@@ -287,3 +287,45 @@ def test_metric_and_mode_come_from_one_side():
 def test_results_are_not_buffered():
     # Buffered, a trial would train past its rung.
     assert not Hyperband(9).supports_buffered_results
+
+
+# Retries and limits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["after its rung closed", "before its rung closed"])
+def test_a_trial_that_is_retried_while_it_is_saved_is_not_promoted_as_well(closed):
+    controller = start(9)
+    first, *others = controller.trials
+    controller.report(first, 1, 0.0, saving=True)
+    for trial in others[: 8 if closed else 7]:
+        controller.report(trial, 1, int(trial.trial_id))
+    assert controller.choose() is None
+    first.status, first.is_saving = Trial.ERROR, False
+    controller.scheduler.on_trial_error(controller, first)
+    controller.scheduler.on_trial_add(controller, first)
+    first.status = Trial.PENDING
+    if not closed:
+        controller.report(others[-1], 1, 8.0)
+    assert [controller.choose() for _ in range(3)] == ["1", "2", None]
+    first.status = Trial.RUNNING
+    assert [controller.report(first, r, 0.0) for r in (1, 2, 3)] == [CONTINUE, CONTINUE, PAUSE]
+    assert controller.choose() is None  # it waits for the others at the next rung
+
+
+def test_a_place_that_gets_free_is_for_a_promoted_trial_first():
+    controller = start(9)
+    room = False
+    controller.searcher.has_room = lambda: room
+    for trial in controller.trials:
+        controller.report(trial, 1, int(trial.trial_id))
+    assert controller.searcher.told == []
+    assert controller.choose() is None
+    assert controller.searcher.told == [("pause", i) for i in "012345678"]
+    room = True
+    assert controller.choose() == "0"
+
+
+@pytest.mark.parametrize(("arguments", "missing"), [({"mode": "min"}, "metric"), ({"metric": "loss"}, "mode")])
+def test_metric_and_mode_must_come_from_somewhere(arguments, missing):
+    with pytest.raises(ConfigError, match=rf"^scheduler\.{missing} is not set: give it to Hyperband or to TuneConfig"):
+        start(1, Hyperband(9, **arguments))

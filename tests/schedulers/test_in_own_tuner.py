@@ -138,13 +138,20 @@ class TestInRay:
 
     def test_with_a_searcher_of_ours_and_fewer_at_a_time_than_a_rung_has(self, tmp_path):
         searcher = RandomSearcher(SPACE, seed=3)
-        scheduler = Hyperband(max_resource=9, min_resource=3)  # 3@3 1@9; 2@9
-        results = fit(tmp_path, scheduler, search_alg=searcher, num_samples=5, max_concurrent_trials=2)
-        assert resources(results) == {3: 2, 9: 3}
-        drawn = [searcher.propose(number)["x"] for number in range(5)]
+        results = fit(
+            tmp_path,
+            Hyperband(max_resource=9),
+            search_alg=searcher,
+            num_samples=17,
+            max_concurrent_trials=2,
+            reuse_actors=True,
+        )
+        assert resources(results) == HYPERBAND_9
+        drawn = [searcher.propose(number)["x"] for number in range(17)]
         reached = {result.config["x"]: result.metrics["training_iteration"] for result in results}
-        assert [reached[x] for x in sorted(drawn[:3])] == [9, 3, 3]
-        assert [reached[x] for x in drawn[3:]] == [9, 9]
+        assert [reached[x] for x in sorted(drawn[:9])] == [9, 3, 3, 1, 1, 1, 1, 1, 1]
+        assert [reached[x] for x in sorted(drawn[9:14])] == [9, 3, 3, 3, 3]
+        assert [reached[x] for x in drawn[14:]] == [9, 9, 9]
 
     @pytest.mark.timeout(60)
     def test_a_limit_that_counts_paused_trials_is_an_error_and_no_endless_wait(self, tmp_path):
