@@ -105,10 +105,15 @@ def _run(typed: list[str]) -> int:
     from hpo_ray.study import build
     from hpo_ray.view import make_view
 
-    study = build(draft)
-    from hpo_ray.executors.loop import run
+    view = make_view(draft.config["view"])
+    view.prepare(draft)
+    try:
+        study = build(draft)
+        from hpo_ray.executors.loop import run
 
-    result = run(study, make_view(draft.config["view"]))
+        result = run(study, view)
+    finally:
+        view.stop()
     if draft.config["view"] != "none":
         print(_summary(result, draft, typed))
     ended = result.state.ended

@@ -14,6 +14,7 @@ from hpo_ray.schedulers.brackets import Plan
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.live import Live
+    from rich.status import Status
 
     from hpo_ray.study import Draft
 
@@ -25,14 +26,17 @@ STATES = ("running", "paused", "completed", "stopped", "failed")
 class View:
     """Sees nothing. Base of the others, and what `view=none` gives."""
 
+    def prepare(self, draft: Draft) -> None:
+        """A study is about to start: code is imported, the executor gets ready."""
+
     def start(self, draft: Draft, folder: Path) -> None:
         """A study starts."""
 
     def update(self, state: StudyState, elapsed_s: float) -> None:
         """Something may have happened. Called after each step of the loop, so it must be quick."""
 
-    def stop(self, state: StudyState, elapsed_s: float) -> None:
-        """The study has ended."""
+    def stop(self) -> None:
+        """The study has ended, or could not start. May be called again."""
 
 
 class PlainView(View):
@@ -79,12 +83,20 @@ class LiveView(View):
 
         self._console = console or Console()
         self._live: Live | None = None
+        self._status: Status | None = None
         self._drawn_s = -math.inf
+
+    def prepare(self, draft: Draft) -> None:
+        """Says what will run while Ray and torch are imported and started, which takes some seconds."""
+        executor = str(draft.config["executor"]["_target_"]).rpartition(".")[2]
+        self._status = self._console.status(f"{headline(draft)}; starting {executor}")
+        self._status.start()
 
     def start(self, draft: Draft, folder: Path) -> None:
         """Starts to draw."""
         from rich.live import Live
 
+        self.stop()
         self._draft, self._folder = draft, folder
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live.start()
@@ -95,10 +107,12 @@ class LiveView(View):
             self._drawn_s = elapsed_s
             self._live.update(self._render(state, elapsed_s), refresh=True)
 
-    def stop(self, state: StudyState, elapsed_s: float) -> None:
+    def stop(self) -> None:
         """Takes the table away; what is printed next stands in its place."""
-        if self._live is not None:
-            self._live.stop()
+        for shown in (self._status, self._live):
+            if shown is not None:
+                shown.stop()
+        self._status = self._live = None
 
     def _render(self, state: StudyState, elapsed_s: float) -> Group:
         from rich.console import Group
@@ -109,7 +123,9 @@ class LiveView(View):
         parts: list[Any] = [Text(headline(self._draft), style="bold"), Text(str(self._folder), style="dim")]
         total = self._draft.plan.total_resource
         if total:
-            parts.append(ProgressBar(total=total, completed=min(state.trained, total), width=None))
+            bar = Table.grid(expand=True)  # a bar alone ends no line
+            bar.add_row(ProgressBar(total=total, completed=min(state.trained, total)))
+            parts.append(bar)
         parts.append(Text(progress(state, self._draft, elapsed_s)))
         if state.best is not None:
             line = Text("best ", style="green")

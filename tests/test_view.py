@@ -76,7 +76,7 @@ def test_the_live_table_fits_and_is_complete(hyperband: Draft, width: int) -> No
     state = fold([START, added(0), reported(0, 1, 0.5)])
     view = LiveView()
     view._draft, view._folder = hyperband, Path("outputs/s")
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(view._render(state, 10.0))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(len(line) <= width for line in text.splitlines())
@@ -89,6 +89,7 @@ def test_the_live_table_fits_and_is_complete(hyperband: Draft, width: int) -> No
     ):
         assert part in flat
     assert "1/9 at 1" in flat
+    assert any(line.startswith("0:10  1 running; 1 of") for line in text.splitlines()), "on a line of its own"
 
 
 def test_the_live_view_draws_at_most_four_times_a_second(hyperband: Draft) -> None:
@@ -106,7 +107,7 @@ def test_the_live_view_draws_at_most_four_times_a_second(hyperband: Draft) -> No
     state = fold([START, added(0), reported(0, 1, 0.5)])
     for step in range(1001):
         view.update(state, step / 1000)
-    view.stop(state, 1.0)
+    view.stop()
     assert drawn == 5  # at 0, 0.25, 0.5, 0.75 and 1 s
 
 

@@ -70,7 +70,7 @@ def _run(study: Study, folder: Path, concurrency: int, view: View) -> StudyResul
         except Exception as error:  # whatever it is, the log says that the study failed, and why
             failure, ended, reason = error, "failed", str(error)
         finally:
-            view.stop(state, clock())
+            view.stop()
             controller.close()
         recorder.append(StudyEnded(ended, reason, clock()))
     saved = state.best is not None and save_best(folder, state.best)
