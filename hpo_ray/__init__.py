@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpo_ray.lazy import lazy
 
 if TYPE_CHECKING:
     from hpo_ray.best import load_best
@@ -14,17 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Space", "StudyResult", "Task", "get_context", "load_best", "load_study"]
 
-_MODULES = {
-    "Space": "space",
-    "StudyResult": "results",
-    "Task": "study",
-    "get_context": "trainables.context",
-    "load_best": "best",
-    "load_study": "results",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"hpo_ray.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(
+    __name__,
+    {
+        "Space": "space",
+        "StudyResult": "results",
+        "Task": "study",
+        "get_context": "trainables.context",
+        "load_best": "best",
+        "load_study": "results",
+    },
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpo_ray.lazy import lazy
 
 if TYPE_CHECKING:
     from hpo_ray.executors.inprocess import InProcessExecutor
@@ -20,10 +21,4 @@ if "ray" not in sys.modules:
 
 __all__ = ["InProcessExecutor", "RayExecutor"]
 
-_MODULES = {"InProcessExecutor": "inprocess", "RayExecutor": "ray"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"hpo_ray.executors.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, {"InProcessExecutor": "inprocess", "RayExecutor": "ray"})

@@ -7,9 +7,9 @@ when they are first named, so that planning a study stays quick. Each of these `
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hpo_ray.lazy import lazy
 from hpo_ray.schedulers.brackets import Bracket, Budget, Plan, Rung, halving_bracket, hyperband_brackets
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
@@ -32,8 +32,4 @@ __all__ = [
     "hyperband_brackets",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("hpo_ray.schedulers.adapter"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, dict.fromkeys(["FIFO", "Hyperband", "SuccessiveHalving"], "adapter"))

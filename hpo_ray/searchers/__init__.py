@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hpo_ray.lazy import lazy
 
 if TYPE_CHECKING:
     from hpo_ray.searchers.base import SpaceSearcher
@@ -11,10 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["RandomSearcher", "SpaceSearcher"]
 
-_MODULES = {"SpaceSearcher": "base", "RandomSearcher": "random"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"hpo_ray.searchers.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, {"SpaceSearcher": "base", "RandomSearcher": "random"})

@@ -5,9 +5,9 @@ The classes are loaded when they are first named, so that importing this package
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hpo_ray.lazy import lazy
 from hpo_ray.trainables.context import TrialContext, get_context
 
 if TYPE_CHECKING:
@@ -15,8 +15,4 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchTrainable", "TrialContext", "get_context"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "TorchTrainable":
-        return importlib.import_module("hpo_ray.trainables.torch").TorchTrainable
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, {"TorchTrainable": "torch"})
