@@ -1,6 +1,6 @@
 """Everything of hpo_ray that touches names which Ray keeps private, and nothing else.
 
-Tested with Ray 2.50 to 2.60. `check_ray` compares what is used here with the Ray that is installed and names what has
+Tested with Ray 2.55 to 2.60. `check_ray` compares what is used here with the Ray that is installed and names what has
 moved, so a new Ray fails with one clear message instead of in the middle of a study.
 
 Why Ray's controller and not `Tuner.fit`: a study has its own log, resume, source of trials and signals; and the
@@ -44,7 +44,7 @@ __all__ = [
     "own_session",
 ]
 
-TESTED_RAY = ("2.50", "2.60")
+TESTED_RAY = ("2.55", "2.60")
 
 _USED: dict[Any, tuple[str, ...]] = {
     TuneController: (
