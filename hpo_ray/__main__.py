@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -39,7 +40,7 @@ keys (python -m hpo_ray --cfg job prints all of them)
   task.metric= task.mode= task.max_resource= task.args.NAME=
   scheduler.max_resource= scheduler.min_resource= scheduler.eta=
   budget.trials= budget.rounds= budget.time_s= budget.target= budget.concurrency=
-  study.name= study.root=outputs view=auto|live|plain|none
+  study.name= study.root=outputs view=auto|live|plain|none (none: prints nothing at all)
 
 flags
   --config-dir DIR    a folder with groups and configurations of your own
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HpoRayError as error:
         print(f"hpo_ray: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # while code is imported: a study that runs handles it itself
+        print("hpo_ray: interrupted before anything was started", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -105,6 +109,7 @@ def _run(typed: list[str]) -> int:
     from hpo_ray.study import build
     from hpo_ray.view import make_view
 
+    draft.free_name()  # a name that is taken is better known before Ray is imported
     view = make_view(draft.config["view"])
     view.prepare(draft)
     try:
@@ -202,6 +207,8 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 def _draft(options: argparse.Namespace) -> Draft:
     for override in options.overrides:
+        if override in VERBS:
+            raise ConfigError(f"{override}: the verb comes first, `python -m hpo_ray {override} ...`", key=override)
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"{override}: not an override; write key=value", key=override)
     from hpo_ray.config import load
@@ -237,15 +244,17 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
     from hpo_ray.best import CHECKPOINT_FOLDER
     from hpo_ray.results import BEST_FOLDER
-    from hpo_ray.view import STATES, clock, count, incumbent
+    from hpo_ray.view import ENDED, clock, config_text, count, incumbent
 
     state, unit = result.state, draft.task.unit
     assert state.ended is not None
-    states = ", ".join(f"{state.states[name]} {name}" for name in STATES if state.states[name])
+    counts = [f"{state.states[name]} {name}" for name in ENDED if state.states[name]]
+    if unfinished := state.states["running"] + state.states["paused"]:
+        counts.append(f"{unfinished} left unfinished")
     planned = draft.plan.total_resource
     spent = f"{state.trained} of {count(planned, unit)}" if planned else count(state.trained, unit)
     lines = ["", f"{state.ended.state}: {state.ended.reason}"]
-    lines.append(f"{count(len(state.trials), 'trial')} ({states}), {spent}, {clock(state.ended.time)}")
+    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent}, {clock(state.ended.time)}")
     best = result.best
     folder = _short(result.path)
     if best is None:
@@ -257,10 +266,15 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     if result.test_error:
         lines.append(f"test       could not be computed: {result.test_error}")
     lines += [f"  {name}: {value}" for name, value in draft.space.flatten(dict(best.config)).items()]
+    if state.best_seen is not None and "budget.target" in state.ended.reason:
+        seen, resource, value = state.best_seen
+        lines.append(f"best seen  {draft.task.metric} {value:.6g} at {unit} {resource} (trial {seen.number})")
+        lines.append(f"  {config_text(seen.config)}")
     lines.append(f"all of it  {folder}")
     checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
     if checkpoint.is_dir():
-        lines.append(f"load it    python -c 'import hpo_ray; best = hpo_ray.load_best(\"{folder}\")'")
+        code = f'import hpo_ray; best = hpo_ray.load_best("{folder}")'
+        lines.append(f"load it    {shlex.join([_python(), '-c', code])}")
     lines.append(f"next       {_next(draft, typed)}")
     return "\n".join(lines)
 
@@ -269,7 +283,14 @@ def _next(draft: Draft, typed: Sequence[str]) -> str:
     """The same command with three times the resource."""
     key = "scheduler.max_resource"
     kept = [a for a in typed if not a.startswith((f"{key}=", "study.name="))]
-    return shlex.join(["python", "-m", "hpo_ray", *kept, f"{key}={3 * draft.max_resource}"])
+    return shlex.join([_python(), "-m", "hpo_ray", *kept, f"{key}={3 * draft.max_resource}"])
+
+
+def _python() -> str:
+    """What to type for the Python that runs this: `python` if that is it."""
+    here = Path(sys.executable)
+    found = shutil.which("python")
+    return "python" if found is not None and Path(found) == here else str(_short(here))
 
 
 def _short(path: Path) -> Path:

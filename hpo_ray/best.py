@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,7 @@ def _context(study: Mapping[str, Any], number: int) -> TrialContext:
 
 
 def _restore(cls: Any, config: Mapping[str, Any], checkpoint: Path, context: TrialContext) -> Any:
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)  # it says at length that it has restored something
     with use_context(context):
         trainable = cls(dict(config))
         trainable.restore(str(checkpoint))

@@ -113,6 +113,8 @@ class Config:
     failure: FailureSection = field(default_factory=FailureSection)
 
 
+_SECTIONS = ("searcher", "scheduler", "executor", "task", "method")
+
 ConfigStore.instance().store("hpo_ray_schema", Config, provider="hpo_ray")
 
 
@@ -162,22 +164,34 @@ def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_na
             primary, config_name or "config", [*final_overrides(overrides, config_dir, config_name), *extra]
         )
         _check_known(config, Config, "")
+        if missing := next((key for key in _SECTIONS if config.get(key) is None), None):
+            raise ConfigError(
+                f"--config-name {config_name}: it has no {missing}; let it start with `defaults: [config, _self_]`",
+                key="--config-name",
+            )
+        _name_by_parts(config, overrides)
         return config
     except MissingConfigException as error:
         folders = search_path(config_dir, config_name)
         raise _unknown_choice(error, [folders[0], *folders[1]], config_name) from None
     except OverrideParseException as error:
         raise ConfigError(
-            f"{error.override}: can't be parsed: {_first_line(error)}; quote the whole argument if it has spaces, "
-            f"braces or brackets: 'key={{a: 1}}'",
+            f"{error.override}: can't be parsed: {_first_line(error)}; quote a mapping or list whole, 'key={{a: 1}}', "
+            f"and a text with spaces or signs inside as well, 'key=\"a b\"'",
             key=error.override,
         ) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, overrides, primary, config_name or "config", extra) from None
+    except RecursionError:
+        raise ConfigError(
+            f"--config-name {config_name}: its defaults lead back to itself", key="--config-name"
+        ) from None
     except (ValueError, TypeError) as error:  # Hydra, of a value that can't be a choice
         if isinstance(error, ConfigError):
             raise
-        typed = next((o for o in overrides if _key(o) in ("", *groups(config_dir))), " ".join(overrides))
+        choice = re.compile(r"(?!(null|true|false)$)[A-Za-z_][\w./-]*$")
+        wrong = (o for o in overrides if _key(o) in ("", *groups(config_dir)) and not choice.match(o.partition("=")[2]))
+        typed = next(wrong, " ".join(overrides))
         raise ConfigError(
             f"{typed}: must be the name of a choice; `python -m hpo_ray list` tells them", key=_key(typed)
         ) from None
@@ -270,27 +284,38 @@ def _explain(
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-    first = _first_line(error)
+    first, text = _first_line(error), "\n".join(str(cause) for cause in causes)
     quoted = re.search(r"'([^']+)'", first)
     key = quoted.group(1).partition("=")[0] if quoted else str(getattr(causes[-1], "full_key", None) or "")
     typed = next((o for o in overrides if _key(o) == key), key or "configuration")
     if "already at" in first:
         return ConfigError(f"{typed}: {key} is there already; change it without the +", key=key)
-    if "Ambiguous value" in first:
+    if "Ambiguous value" in first or "requires --multirun" in text:
         return ConfigError(f"{typed}: several values are not taken; run one study for each", key=key)
     if "Could not override" in first or "Could not delete" in first:
         known = _known_keys(primary, config_name, [*_group_choices(overrides, key), *extra])
         siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        known, siblings = ([name for name in names if name != key] for names in (known, siblings))
         hint = nearest(key, siblings) or nearest(key, known)
         there = f"; there are: {', '.join(n.rpartition('.')[2] for n in siblings)}" if siblings and "." in key else ""
         return ConfigError(f"{typed}: unknown key {key!r}{hint}{there}; `--cfg job` prints all keys", key=key)
     key = str(getattr(causes[-1], "full_key", None) or key)
     if "Cannot merge" in str(causes[-1]) and key.startswith("space."):
         return ConfigError(
-            f"{key} is a list of choices and has no keywords; replace it: '{key}={{low: 1, high: 9}}'", key
+            f"{key} is a list of choices and has no keywords; replace it, for example "
+            f"'{key}={{choices: [a, b], ordered: true}}'",
+            key,
         )
     typed = next((o for o in overrides if _key(o) == key), key or "configuration")
     return ConfigError(f"{typed}: {_first_line(causes[-1])}", key=key)
+
+
+def _name_by_parts(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Lets the method's name say which of its parts were changed on the command line: `hyperband+fifo`."""
+    typed = {_key(override): override.partition("=")[2] for override in overrides}
+    if "method.name" not in typed:
+        parts = [typed[group] for group in ("searcher", "scheduler") if group in typed]
+        config.method.name = "+".join([config.method.name, *parts])
 
 
 def _key(override: str) -> str:

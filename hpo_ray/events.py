@@ -107,8 +107,9 @@ class TrialRetried:
 class TrialEnded:
     """A trial is over.
 
-    `state`: `completed` (reached its full resource or ended by itself), `stopped` (the scheduler, or the end of the
-    study, ended it early) or `failed` (raised, died or reported a value that is not finite).
+    `state`: `completed` (reached its full resource or ended by itself), `stopped` (the scheduler ended it early) or
+    `failed` (raised, died or reported a value that is not finite). A trial without this event was left unfinished
+    when the study ended before it.
     """
 
     kind: ClassVar[str] = "trial_ended"

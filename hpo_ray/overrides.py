@@ -46,7 +46,7 @@ def rewrite(overrides: list[str]) -> list[str]:
     for line in overrides:
         override = _of_space(parser, line)
         if override is None:
-            kept.append((None, [f"++{line}" if line.startswith("task.args.") else line]))
+            kept.append((None, [f"++{line}" if line.startswith(("task.args.", "task.args=")) else line]))
             continue
         if _replaces_all(override):
             kept = [(earlier, lines) for earlier, lines in kept if earlier is None]

@@ -235,6 +235,7 @@ class StudyResult:
                 "completed": state.states["completed"],
                 "stopped": state.states["stopped"],
                 "failed": state.states["failed"],
+                "unfinished": state.states["running"] + state.states["paused"],
                 "resource": state.trained,
                 "seconds": round(ended.time, 3) if ended else None,
                 "training_seconds": round(state.seconds, 3),

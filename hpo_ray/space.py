@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["KEYWORDS", "Categorical", "Domain", "Fixed", "Float", "Int", "Scalar", "Space", "SpaceError"]
 
 
+_LOOKALIKES = {
+    **dict.fromkeys(("lo", "min", "minimum", "lower", "start", "from"), "low"),
+    **dict.fromkeys(("hi", "max", "maximum", "upper", "stop", "to"), "high"),
+    **dict.fromkeys(("values", "options", "choice", "categories"), "choices"),
+}
+
+
 class Space:
     """Hyperparameters by dotted name, in declaration order, those of a nested space together.
 
@@ -70,6 +77,7 @@ class Space:
                 domains[name] = _to_domain(entry)
             except SpaceError as error:
                 raise _error(key, str(error)) from None
+        _check_lookalikes(domains, where)
         for name in domains:
             if inner := next((other for other in domains if other.startswith(f"{name}.")), None):
                 raise _error(f"{where}.{name}", f"the nested space of {inner!r} has this name too; rename one")
@@ -253,6 +261,21 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _error(key: str, problem: str) -> SpaceError:
     return SpaceError(f"{key}: {problem}", key)
+
+
+def _check_lookalikes(domains: Mapping[str, Domain], where: str) -> None:
+    """A nested space of constants alone, named like the keywords of a domain, was meant as a domain."""
+    nested: dict[str, dict[str, Domain]] = {}
+    for name, domain in domains.items():
+        outer, _, last = name.rpartition(".")
+        nested.setdefault(outer, {})[last] = domain
+    for outer, inner in nested.items():
+        wrong = next((name for name in inner if name in _LOOKALIKES), None)
+        if outer and wrong and all(isinstance(domain, Fixed) for domain in inner.values()):
+            raise _error(
+                f"{where}.{outer}",
+                f"unknown keyword {wrong!r} (nearest: {_LOOKALIKES[wrong]!r}); a domain takes {', '.join(KEYWORDS)}",
+            )
 
 
 def _with_full_names(name: str, domains: Mapping[str, Domain], where: str) -> Domain:

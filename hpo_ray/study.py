@@ -155,6 +155,7 @@ def draft(config: DictConfig) -> Draft:
             f"'space={{lr: {{low: 1e-5, high: 0.1, log: true}}}}'",
             key="space",
         )
+    _check_initial(plain["searcher"].get("initial"), space)
     core = _core(plain["scheduler"], task)
     return Draft(
         config=plain,
@@ -224,6 +225,8 @@ def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
     Raises:
         ConfigError: the target can't be imported, or doesn't take an argument.
     """
+    if not isinstance(section, Mapping) or "_target_" not in section:
+        raise ConfigError(f"{key}={section!r}: must be a mapping with a _target_, the dotted path of a class", key=key)
     arguments = {name: value for name, value in section.items() if name != "_target_"}
     target = locate(f"{key}._target_", section["_target_"])
     parameters = inspect.signature(target).parameters
@@ -326,6 +329,18 @@ def _budget(section: Mapping[str, Any]) -> Budget:
     if target is not None and not math.isfinite(target):
         raise ConfigError(f"budget.target={target}: must be a finite value of the metric, or null", key="budget.target")
     return Budget(**section)
+
+
+def _check_initial(initial: Any, space: Space) -> None:
+    if initial is None:
+        return
+    if not isinstance(initial, list) or not all(isinstance(config, Mapping) for config in initial):
+        raise ConfigError(
+            f"searcher.initial={initial!r}: must be a list of configurations, 'searcher.initial=[{{lr: 0.1}}]'",
+            key="searcher.initial",
+        )
+    for i, config in enumerate(initial):
+        space.check(config, where=f"searcher.initial[{i}]")
 
 
 def _core(section: Any, task: Task) -> Any:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 DRAW_EVERY_S = 0.25
 LINE_EVERY_S = 60.0
-STATES = ("running", "paused", "completed", "stopped", "failed")
+ENDED = ("completed", "stopped", "failed")
+STATES = ("running", "paused", *ENDED)
 
 
 class View:

@@ -1,9 +1,12 @@
 """A user's own training code: Ray Tune functions and classes, good and bad."""
 
+import functools
 import json
 import os
+import signal
 import sys
 import tempfile
+import time
 
 from ray import tune
 
@@ -105,6 +108,56 @@ def asks_context(config):
         tune.report({"loss": config["lr"], "number": context.number, "seed": context.seed, "arg": context.args["path"]})
 
 
+def on_gpus(config):
+    """Trains on GPUs."""
+    short(config)
+
+
+wants_gpus = tune.with_resources(on_gpus, {"cpu": 1, "gpu": 64})
+
+
+def of_two(data, config):
+    """Takes data and a configuration."""
+    for _ in range(1000):
+        tune.report({"loss": config["lr"] + data})
+
+
+partial = functools.partial(of_two, 0.5)
+
+
+class Called:
+    """An object that can be called."""
+
+    def __call__(self, config):
+        """Trains."""
+        short(config)
+
+
+called = Called()
+
+
+def changes_folder(config):
+    """Works in a folder of its own."""
+    for step in range(1, 1000):
+        folder = f"folder-{config['lr']:.6f}"
+        if step == 1:
+            os.mkdir(folder)
+            os.chdir(folder)
+        tune.report({"loss": loss(config, step), "in_its_own": os.path.basename(os.getcwd()) == folder or step == 1})
+
+
+def stops_by_keyboard_interrupt(config):
+    """Raises what Ctrl-C raises."""
+    raise KeyboardInterrupt
+
+
+def interrupts_itself(config):
+    """Presses Ctrl-C in the middle of a very long step."""
+    tune.report({"loss": 1.0})
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10_000)
+
+
 class Plain:
     """No Ray Tune class."""
 
@@ -190,3 +243,29 @@ class KillsItsProcess(DictCheckpoint):
         if self.steps == 1 and self.lr < 0.2:
             os._exit(1)
         return super().step()
+
+
+class RefusesReset(DictCheckpoint):
+    """Can't be used again, and says so as Ray Tune allows."""
+
+    def reset_config(self, new_config):
+        """No."""
+        return False
+
+
+class FailsAtTheEnd(DictCheckpoint):
+    """Fails when it is cleaned up, by when its trial is over."""
+
+    def cleanup(self):
+        """Fails."""
+        raise OSError("a socket is closed already")
+
+
+class TensorMetric(DictCheckpoint):
+    """Returns its metric as a scalar of torch's."""
+
+    def step(self):
+        """One step."""
+        import torch
+
+        return {"loss": torch.tensor(super().step()["loss"])}

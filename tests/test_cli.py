@@ -29,6 +29,8 @@ BAD_INPUT = [
     (["plan", "--jsn"], ["--jsn", "--help"]),
     (["hyperband"], ["hyperband: no such verb", "run, plan, list"]),
     (["plan", "hyperband"], ["hyperband", "key=value"]),
+    (["--config-dir", ".", "plan"], ["plan: the verb comes first"]),
+    (["~study.name"], ["~study.name"]),
     (["-m", "method=random"], ["-m", "compare"]),
     (["--multirun"], ["compare"]),
     (["method=random,hyperband"], ["method=random,hyperband", "one study for each"]),
@@ -52,6 +54,13 @@ BAD_INPUT = [
     (["space.activation.low=1"], ["space.activation", "list"]),
     (["task=parabola", "searcher.initial=[{x: 9}]"], ["searcher.initial[0].x", "9", "4.0"]),
     (["task=parabola", "searcher.initial=[{y: 1}]"], ["searcher.initial[0].y", "x"]),
+    (["task=parabola", "space.x={lo: 1, hi: 2}"], ["space.x", "'lo'", "nearest: 'low'"]),
+    (["task=parabola", "space.x={min: 1, max: 2}"], ["space.x", "'min'", "nearest: 'low'"]),
+    (["task=parabola", "searcher.initial=3"], ["searcher.initial=3", "list of configurations"]),
+    (["task=parabola", "searcher.initial=[3]"], ["searcher.initial=[3]", "list of configurations"]),
+    (["plan", "task=parabola", "searcher.initial=[{x: 9}]"], ["searcher.initial[0].x", "9", "4.0"]),
+    (["task=parabola", "space.x=range(1,4)"], ["space.x=range(1,4)", "one study for each"]),
+    (["task=parabola", "scheduler=null"], ["scheduler=null: must be"]),
     (["task=custom", "task.trainable=mine.train"], ["space is empty", "space={lr:"]),
     # trainables
     (["task=custom"], ["task.trainable is not set", "def train(config)"]),
@@ -96,7 +105,11 @@ BAD_INPUT = [
     (["trainable.precision=fp8"], ["trainable.precision=fp8", "bf16"]),
     (["trainable.precision=fp16"], ["trainable.precision=fp16", "resources=gpu"]),
     (["study.name=taken", "executor=inprocess", "task=parabola"], ["study.name=taken", "another name"]),
+    (["study.name=taken", "executor=ray", "task=parabola"], ["study.name=taken", "another name"]),
     (["study.name=a/b"], ["study.name='a/b'", "study.root"]),
+    (["tracker.callbacks=[3]", "executor=inprocess"], ["tracker.callbacks[0]=3", "_target_"]),
+    (["--config-name", "bare", "--config-dir", "own"], ["--config-name bare", "defaults: [config, _self_]"]),
+    (["--config-name", "config", "--config-dir", "own"], ["--config-name config"]),
     (["study.root=mine.py", "executor=inprocess", "task=parabola"], ["study.root=mine.py", "can't be written"]),
     (["--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]),
     (["--config-name", "nothing"], ["--config-name nothing", "config"]),
@@ -111,6 +124,9 @@ def mistakes(folder: Path) -> Path:
     (folder / "raising.py").write_text("1 / 0\n")
     (folder / "needy.py").write_text("import a_package_that_is_not_there\n")
     (folder / "outputs" / "taken").mkdir(parents=True)
+    (folder / "own").mkdir()
+    (folder / "own" / "bare.yaml").write_text("seed: 3\n")
+    (folder / "own" / "config.yaml").write_text("defaults: [config, _self_]\nseed: 3\n")
     return folder
 
 
@@ -173,13 +189,9 @@ def test_run_prints_the_incumbent_where_it_lies_and_what_next(folder: Path, caps
     assert f"best       loss {result['best']['value']:.6g} at step 27 (trial {result['best']['number']})" in out
     assert f"  x: {result['best']['config']['x']}" in out
     assert "outputs/parabola-hyperband-1" in out
-    assert (
-        "next       python -m hpo_ray method=hyperband task=parabola executor=inprocess scheduler.max_resource=81"
-        in out
-    )
+    assert "-m hpo_ray method=hyperband task=parabola executor=inprocess scheduler.max_resource=81" in out
     load = next(line for line in out.splitlines() if line.startswith("load it")).split(None, 2)[2]
-    command = load.replace("python -c", f"{sys.executable} -c", 1)
-    subprocess.run(command, shell=True, check=True, cwd=folder)
+    subprocess.run(load, shell=True, check=True, cwd=folder, capture_output=True)
 
 
 def test_names_count_up(folder: Path) -> None:
@@ -263,6 +275,44 @@ def test_what_needs_no_trial_is_cold(folder: Path, typed: list[str], code: int) 
         f"sys.exit(f'{{code}} {{heavy}}' if heavy or code != {code} else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=folder, capture_output=True)
+
+
+def test_a_target_that_is_reached_shows_who_reached_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`best` is the best at the highest resource, which need not be the trial that reached the target."""
+    typed = ["task=parabola", "method=random", "task.mode=max", "budget.target=3.5", "executor=inprocess"]
+    assert main(typed) == 0
+    out = capsys.readouterr().out
+    seen = json.loads((folder / "outputs/parabola-random-1/result.json").read_text())["best_seen"]
+    assert seen["value"] >= 3.5
+    assert f"best seen  loss {seen['value']:.6g} at step {seen['resource']} (trial {seen['number']})" in out
+
+
+def test_a_method_whose_parts_were_changed_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "task=parabola", "scheduler=fifo"]) == 0
+    assert "hyperband+fifo on parabola: 20 trials" in capsys.readouterr().out
+    assert main(["plan", "task=parabola", "scheduler=fifo", "method.name=mine"]) == 0
+    assert "mine on parabola" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("executor", ["inprocess", pytest.param("ray", marks=pytest.mark.ray)])
+def test_a_trainable_that_asks_for_more_than_there_is_fails_at_once(
+    folder: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], executor: str
+) -> None:
+    if executor == "ray":
+        request.getfixturevalue("ray_cluster")
+    assert main([*OWN, "task.trainable=mine.wants_gpus", f"executor={executor}"]) == 2
+    err = capsys.readouterr().err
+    assert "mine.wants_gpus asks for its own resources" in err and "64" in err and "GPUs" in err
+    assert not (folder / "outputs").exists()
+
+
+def test_ctrl_c_in_the_middle_of_a_step_ends_the_study_at_once(folder: Path) -> None:
+    program = [sys.executable, "-m", "hpo_ray", *OWN, "task.trainable=mine.interrupts_itself", "method=random"]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted: SIGINT received" in done.stdout and "1 left unfinished" in done.stdout
+    content = json.loads((folder / "outputs/custom-random-1/result.json").read_text())
+    assert content["state"] == "interrupted" and content["totals"]["unfinished"] == 1
 
 
 def test_interrupted_studies_say_so(folder: Path) -> None:

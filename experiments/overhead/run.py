@@ -93,8 +93,7 @@ def hpo_ray_study(trainable: Any, folder: Path, clock: Clock, executor: str) -> 
 def measure(case: Callable[[Path, Clock], int], with_ray: bool) -> float:
     """Milliseconds a trial, on a Ray cluster of its own if it needs one."""
     folder, clock = Path(tempfile.mkdtemp(prefix="overhead-")), Clock()
-    # Its own, short: Ray's sockets lie there, and their paths must not be long.
-    ray_folder = tempfile.mkdtemp(prefix="ovh-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    ray_folder = tempfile.mkdtemp(prefix="ovh-")  # short, since the paths of Ray's sockets must be
     if with_ray:
         ray.init(
             address="local",
@@ -134,9 +133,14 @@ def table(results: dict[str, Any]) -> str:
     ]
     for case in results["cases"]:
         times = case["ms_per_trial_all"]
-        spread = f"{min(times):.3g} to {max(times):.3g}, {len(times)} runs"
-        lines.append(f"| {case['name']} | {case['ms_per_trial']:.3g} | {spread} | {case['ratio']:.3g} times as long |")
+        spread = f"{number(min(times))} to {number(max(times))}, {len(times)} runs"
+        ratio = "" if case["ratio"] == 1 else f"{number(case['ratio'])} times as long"
+        lines.append(f"| {case['name']} | {number(case['ms_per_trial'])} | {spread} | {ratio} |")
     return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def main() -> None:
@@ -146,13 +150,13 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name, _, _ in CASES}
     load_average = os.getloadavg()[0]
     # Rounds, so that a time in which the machine is busy hits all cases and not one.
-    for number in range(1 if quick else 3):
+    for turn in range(1 if quick else 3):
         for name, case, with_ray in CASES:
-            if number == 0 and not with_ray:
+            if turn == 0 and not with_ray:
                 measure(case, with_ray)  # the first run of a process imports
             for _ in range(1 if with_ray else 5):
                 times[name].append(measure(case, with_ray))
-                print(f"round {number + 1}: {name}: {times[name][-1]:.2f} ms per trial", flush=True)
+                print(f"round {turn + 1}: {name}: {times[name][-1]:.2f} ms per trial", flush=True)
     defaults = statistics.median(times[CASES[0][0]])
     results = {
         "date": date.today().isoformat(),

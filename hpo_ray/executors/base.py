@@ -28,6 +28,11 @@ class Executor(ABC):
             ConfigError: not even one fits; the message says what there is.
         """
 
+    @property
+    def in_step(self) -> bool:
+        """Whether a user's code is running in this process, which a signal may interrupt."""
+        return False
+
     @abstractmethod
     def actor_manager(self) -> Any:
         """The controller's actor manager; None for Ray's own."""

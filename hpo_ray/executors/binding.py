@@ -7,15 +7,17 @@ and sends what the trial prints to the trial's own file.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, cast
 
+from ray.tune import PlacementGroupFactory
 from ray.tune.result import TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
@@ -32,7 +34,7 @@ _PLUMBING = re.compile(
 class _OutputFile:
     """A text stream that appends to a file, which is made when the first text comes.
 
-    It is opened for each text, so that a trial that sits in a Ray actor for long leaves nothing unwritten.
+    Each line is written when it is complete, since the process may die at any moment.
     """
 
     encoding = "utf-8"
@@ -40,16 +42,22 @@ class _OutputFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file: TextIO | None = None
 
     def write(self, text: str) -> int:
-        if text:
+        if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding=self.encoding, errors=self.errors) as file:
-                file.write(text)
-        return len(text)
+            self._file = self._path.open("a", buffering=1, encoding=self.encoding, errors=self.errors)
+        return self._file.write(text)
 
     def flush(self) -> None:
-        pass
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def isatty(self) -> bool:
         return False
@@ -92,37 +100,64 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
             return super().restore(checkpoint_path)
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
-        """Makes room for another trial; a class without `reset_config` is built anew in the same process."""
-        if not self.can_reset:
+        """Makes room for another trial, which a trainable that can't be used again must not cost.
+
+        Without `reset_config`, or if that gives False, the trainable is built anew in the same process.
+        """
+        if self.can_reset:
+            self._leave_trial()
+            self._enter_trial(new_config, copy.copy(storage))
+            with self._scope():  # a copy, since Ray takes the trial's info out of it
+                if super().reset(dict(new_config), storage=copy.copy(storage)):
+                    return True
+        with suppress(Exception):  # what the trial before raises at its end is in that trial's output
             self.stop()
-            self.__dict__.clear()
-            self.__init__(new_config, storage)  # type: ignore[misc]
-            return True
-        storage = copy.copy(storage)
-        self._enter_trial(new_config, storage)
-        with self._scope():
-            return bool(super().reset(new_config, storage=storage))
+        self.__dict__.clear()
+        self.__init__(new_config, storage)  # type: ignore[misc]
+        return True
 
     def stop(self) -> None:
         """Ends the trial, and its thread if it has one."""
         join: Callable[[], None] = join_thread(self)
-        with self._scope():
-            super().stop()
-            join()
+        try:
+            with self._scope():
+                super().stop()
+                join()
+        finally:
+            self._leave_trial()
 
     def _enter_trial(self, config: dict[str, Any], storage: Any) -> None:
         self._context = replace(type(self).study_context, number=int(config[TRIAL_INFO].trial_id))
         self._output = _OutputFile(Path(storage.trial_fs_path, OUTPUT_FILE)) if storage is not None else None
+        self._folder: str | None = None
+
+    def _leave_trial(self) -> None:
+        if self._output is not None:
+            self._output.close()
 
     @contextmanager
     def _scope(self) -> Iterator[None]:
-        with use_context(self._context), own_session(self), _captured(self._output):
+        with use_context(self._context), own_session(self), self._own_folder(), _captured(self._output):
             try:
                 yield
             except Exception:
                 if self._output is not None:
                     self._output.write(readable(traceback.format_exc()) + "\n")
                 raise
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """A trial that changes the working folder changes its own, not that of its study or of the next trial."""
+        before = os.getcwd()
+        if self._folder is not None:
+            os.chdir(self._folder)
+        try:
+            yield
+        finally:
+            now = os.getcwd()
+            self._folder = None if now == before else now
+            if now != before:
+                os.chdir(before)
 
 
 @contextmanager
@@ -168,7 +203,8 @@ def bind(trainable: Callable[..., Any] | type, context: TrialContext) -> type:
     """
     base = trainable if isinstance(trainable, type) else wrap_function(trainable)
     known = {"study_context": context, "can_save": can_save(base), "can_reset": _has(base, "reset_config")}
-    return type(trainable.__name__, (BoundTrainable, base), known)
+    name = getattr(trainable, "__name__", type(trainable).__name__)  # an object that can be called has none
+    return type(name, (BoundTrainable, base), known)
 
 
 def can_save(cls: type) -> bool:
@@ -176,12 +212,14 @@ def can_save(cls: type) -> bool:
     return issubclass(cls, FunctionTrainable) or _has(cls, "save_checkpoint")
 
 
-def asks_for_resources(cls: Any) -> bool:
-    """Whether a trainable says itself what its trials need, by `default_resource_request` or `tune.with_resources`."""
-    try:
-        return cls.default_resource_request({}) is not None
-    except Exception:  # it looks into the configuration, so it has something to say
-        return True
+def own_request(cls: Any, config: Mapping[str, Any]) -> PlacementGroupFactory | None:
+    """What a trainable asks for itself, by `default_resource_request` or `tune.with_resources`; None if it doesn't.
+
+    Args:
+        cls: the trainable's class.
+        config: a configuration of the space, on which it may depend.
+    """
+    return cls.default_resource_request(dict(config))
 
 
 def _has(cls: type, method: str) -> bool:

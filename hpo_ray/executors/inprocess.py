@@ -54,7 +54,7 @@ class Call:
         self._done = True
         try:
             self.value = getattr(trainable, self.method)(*self.args, **self.kwargs)
-        except (Exception, SystemExit):  # an actor that exits is a failed trial, not a failed study
+        except (Exception, SystemExit, KeyboardInterrupt):  # an actor that exits is a failed trial, not a failed study
             self.error = TrialFailure(traceback.format_exc())
 
     def deliver(self) -> None:
@@ -88,6 +88,7 @@ class InProcessActorManager:
         self._events: deque[Callable[[], None]] = deque()
         self.steps: deque[Call] = deque()
         """All steps of training that wait for their turn."""
+        self.in_step = False
         # The controller reads these two by name.
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[ActorHandle, None]] = {}
         self._actor_task_events = self
@@ -120,7 +121,11 @@ class InProcessActorManager:
         elif self.steps:
             call = self.steps.popleft()
             if call.wanted:
-                call.run(self._objects[call.actor])
+                self.in_step = True
+                try:
+                    call.run(self._objects[call.actor])
+                finally:
+                    self.in_step = False
                 self.resolve_future(call)
         else:
             return False
@@ -246,6 +251,12 @@ class InProcessExecutor(Executor):
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise ConfigError(f"executor.workers={workers!r}: must be a whole number >= 1", key="executor.workers")
         self.workers = workers
+        self._manager: InProcessActorManager | None = None
+
+    @property
+    def in_step(self) -> bool:
+        """Whether a step of training is under way."""
+        return self._manager is not None and self._manager.in_step
 
     def start(self, resources: Resources) -> int:
         """Checks that a GPU is there if one is asked for, and gives the number of workers."""
@@ -263,7 +274,8 @@ class InProcessExecutor(Executor):
 
     def actor_manager(self) -> InProcessActorManager:
         """What runs the trainables."""
-        return InProcessActorManager(self.workers)
+        self._manager = InProcessActorManager(self.workers)
+        return self._manager
 
     def stop(self) -> None:
         """Nothing to stop."""

@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -17,8 +18,8 @@ from ray.tune import PlacementGroupFactory, register_trainable
 from hpo_ray.best import save_best, save_config, test_best
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, EventLog, StudyEnded, StudyStarted
-from hpo_ray.executors.base import Resources
-from hpo_ray.executors.binding import asks_for_resources, bind, can_save
+from hpo_ray.executors.base import Executor, Resources
+from hpo_ray.executors.binding import bind, can_save, own_request
 from hpo_ray.executors.internals import Controller, StudyStorage, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.source import TrialSource
@@ -41,16 +42,49 @@ def run(study: Study, view: View) -> StudyResult:
         StudyError: the study could not go on. Its log and results are written all the same.
     """
     check_ray()
-    config = study.draft.config["resources"]
-    capacity = study.executor.start(Resources(config["cpu"], config["gpu"]))
+    study.draft.free_name()  # a name that is taken is better known before a cluster is started
+    trainable = bind(study.trainable, study.context)
+    with _signals(study.executor, view) as signals:
+        resources, capacity = _start(study, trainable)
+        try:
+            folder = _make_folder(study.draft)
+            concurrency = min(capacity, study.draft.budget.concurrency or capacity)
+            return _run(_Run(study, trainable, folder, resources, concurrency), view, signals)
+        finally:
+            study.executor.stop()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A study that has its folder and resources.
+
+    Attributes:
+        resources: what one trial gets; None where the trainable says so itself.
+    """
+
+    study: Study
+    trainable: type
+    folder: Path
+    resources: PlacementGroupFactory | None
+    concurrency: int
+
+
+def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None, int]:
+    """Starts the executor; what one trial gets, and how many fit at a time."""
+    space = study.draft.space
+    own = own_request(trainable, space.from_units([0.5] * len(space)))
+    if own is None:
+        asked = Resources(study.context.cpus, study.context.gpus)
+        return PlacementGroupFactory([{"CPU": asked.cpu, "GPU": asked.gpu}]), study.executor.start(asked)
+    asked = Resources(own.required_resources.get("CPU", 0.0), own.required_resources.get("GPU", 0.0))
     try:
-        folder = _make_folder(study.draft)
-        return _run(study, folder, min(capacity, study.draft.budget.concurrency or capacity), view)
-    finally:
-        study.executor.stop()
+        return None, study.executor.start(asked)
+    except ConfigError as error:
+        raise ConfigError(f"{study.draft.task.trainable} asks for its own resources: {error}", error.key) from None
 
 
-def _run(study: Study, folder: Path, concurrency: int, view: View) -> StudyResult:
+def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
+    study, folder = this.study, this.folder
     started = time.monotonic()
 
     def clock() -> float:
@@ -60,48 +94,50 @@ def _run(study: Study, folder: Path, concurrency: int, view: View) -> StudyResul
     with closing(EventLog(folder / FILE_NAME)) as log:
         recorder = Recorder(study, log, state, folder, clock)
         recorder.append(_started(study.draft, folder))
-        controller = _controller(study, folder, recorder, concurrency)
-        view.start(study.draft, folder)
         failure: Exception | None = None
+        controller: Controller | None = None
         try:
-            ended, reason = _loop(controller, recorder, study.draft.budget, view)
+            controller = _controller(this, recorder)
+            view.start(study.draft, folder)
+            ended, reason = _loop(controller, recorder, study.draft.budget, view, signals)
             if ended == "finished" and state.best is None:
                 raise StudyError(_no_value(state, study.draft))
         except Exception as error:  # whatever it is, the log says that the study failed, and why
             failure, ended, reason = error, "failed", str(error)
         finally:
             view.stop()
-            controller.close()
+            if controller is not None:
+                controller.close()
         recorder.append(StudyEnded(ended, reason, clock()))
+    result = StudyResult(folder, state)
     saved = state.best is not None and save_best(folder, state.best)
-    test_metrics, test_error = None, None
+    result.write()  # before the test, which may take long or fail
     if saved and ended == "finished":
         try:
-            test_metrics = test_best(folder)
+            result = replace(result, test_metrics=test_best(folder))
         except Exception as error:  # of the user's code; the study itself is done
-            test_error = f"{type(error).__name__}: {error}"
-    result = StudyResult(folder, state, test_metrics, test_error)
-    result.write()
+            result = replace(result, test_error=f"{type(error).__name__}: {error}")
+        result.write()
     if failure is not None:
         raise failure
     return result
 
 
-def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View) -> tuple[str, str]:
+def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View, signals: _Signals) -> tuple[str, str]:
     """Steps until the study is over; how it ended, and why."""
-    with _signals() as signals:
-        while not controller.is_finished():
+    while not controller.is_finished():
+        with suppress(_Interrupted):
             controller.step()
-            elapsed_s = recorder.clock()
-            view.update(recorder.state, elapsed_s)
-            if recorder.error is not None:
-                raise recorder.error
-            if signals.received is not None:
-                return "interrupted", f"{signal.Signals(signals.received).name} received"
-            if recorder.target_reached:
-                return "finished", f"budget.target={budget.target:g} reached"
-            if budget.time_s is not None and elapsed_s >= budget.time_s:
-                return "finished", f"budget.time_s={budget.time_s:g} used up"
+        elapsed_s = recorder.clock()
+        view.update(recorder.state, elapsed_s)
+        if recorder.error is not None:
+            raise recorder.error
+        if signals.received is not None:
+            return "interrupted", f"{signal.Signals(signals.received).name} received"
+        if recorder.target_reached:
+            return "finished", f"budget.target={budget.target:g} reached"
+        if budget.time_s is not None and elapsed_s >= budget.time_s:
+            return "finished", f"budget.time_s={budget.time_s:g} used up"
     return "finished", "all trials are done"
 
 
@@ -119,21 +155,18 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
     )
 
 
-def _controller(study: Study, folder: Path, recorder: Recorder, concurrency: int) -> Controller:
-    trainable = bind(study.trainable, study.context)
-    register_trainable(folder.name, trainable)
+def _controller(this: _Run, recorder: Recorder) -> Controller:
+    study, folder = this.study, this.folder
+    register_trainable(folder.name, this.trainable)
     storage = StudyStorage(str(folder.parent), folder.name)
-    resources = None
-    if not asks_for_resources(trainable):
-        resources = PlacementGroupFactory([{"CPU": study.context.cpus, "GPU": study.context.gpus}])
     source = TrialSource(
         study.searcher,
-        trainable=trainable,
+        trainable=this.trainable,
         trainable_name=folder.name,
         storage=storage,
-        resources=resources,
+        resources=this.resources,
         limit=study.draft.plan.trials,
-        concurrency=concurrency,
+        concurrency=this.concurrency,
         max_failures=study.max_retries,
         checkpoint_at_end=isinstance(study.trainable, type) and can_save(study.trainable),
         metric=study.draft.task.metric,
@@ -143,11 +176,11 @@ def _controller(study: Study, folder: Path, recorder: Recorder, concurrency: int
         scheduler=recorder,
         callbacks=[CheckpointRecorder(recorder, folder), *study.callbacks],
         storage=storage,
-        max_pending=concurrency,
+        max_pending=this.concurrency,
         actor_manager=study.executor.actor_manager(),
     )
-    if resources is not None:
-        controller.keep_actors(resources, concurrency)
+    if this.resources is not None:
+        controller.keep_actors(this.resources, this.concurrency)
     source.active = lambda: controller.num_active
     if isinstance(study.scheduler, CoreScheduler):
         source.promotions = study.scheduler.promotions
@@ -193,6 +226,10 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
+class _Interrupted(BaseException):
+    """A signal came in the middle of a step that runs in this process."""
+
+
 class _Signals:
     """Which signal came, if any."""
 
@@ -200,14 +237,17 @@ class _Signals:
 
 
 @contextmanager
-def _signals() -> Iterator[_Signals]:
-    """Notes the first SIGINT or SIGTERM; the second ends the process at once."""
+def _signals(executor: Executor, view: View) -> Iterator[_Signals]:
+    """Notes the first SIGINT or SIGTERM, and interrupts a step that runs here; the second ends the process at once."""
     signals = _Signals()
 
     def note(number: int, frame: FrameType | None) -> None:
         if signals.received is not None:
+            view.stop()
             os._exit(128 + number)
         signals.received = number
+        if executor.in_step:
+            raise _Interrupted
 
     if threading.current_thread() is not threading.main_thread():
         yield signals

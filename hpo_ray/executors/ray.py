@@ -23,16 +23,14 @@ class RayExecutor(Executor):
         temp_dir: where Ray keeps its session; by default Ray's own choice, /tmp/ray.
 
     Raises:
-        ConfigError: a number is negative or not a number.
+        ConfigError: a number is negative or not whole.
     """
 
     name = "ray"
 
-    def __init__(
-        self, num_cpus: float | None = None, num_gpus: float | None = None, temp_dir: str | None = None
-    ) -> None:
+    def __init__(self, num_cpus: int | None = None, num_gpus: int | None = None, temp_dir: str | None = None) -> None:
         for key, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and (not number or value < (1 if key == "num_cpus" else 0)):
                 raise ConfigError(f"executor.{key}={value!r}: must be a whole number, or null", key=f"executor.{key}")
         self.num_cpus = num_cpus
@@ -73,7 +71,7 @@ class RayExecutor(Executor):
                 )
             if asked > 0:
                 fits.append(int(there / asked + 1e-9))
-        return min(fits)
+        return min(fits, default=max(1, int(total.get("CPU", 1))))
 
     def actor_manager(self) -> Any:
         """None: Ray's own."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
@@ -153,15 +152,15 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         metrics = {name: scalar for name, value in result.items() if (scalar := _scalar(name, value)) is not None}
         if self.time_attr not in result:
             self.error = StudyError(
-                f"scheduler.time_attr={self.time_attr}: trial {trial.trial_id} did not report it; "
+                f"scheduler.time_attr={self.time_attr}: trial {int(trial.trial_id)} did not report it; "
                 f"it reported {', '.join(sorted(metrics)) or 'nothing'}"
             )
             return None
         value = metrics.get(self._metric_name)
         if not isinstance(value, int | float):
             self.error = StudyError(
-                f"task.metric={self._metric_name}: trial {trial.trial_id} did not report it as a number; it reported "
-                f"{', '.join(sorted(metrics)) or 'nothing'}. Set task.metric to one of these, or report "
+                f"task.metric={self._metric_name}: trial {int(trial.trial_id)} did not report it as a number; it "
+                f"reported {', '.join(sorted(metrics)) or 'nothing'}. Set task.metric to one of these, or report "
                 f"{self._metric_name!r}"
             )
             return None
@@ -240,6 +239,6 @@ def _scalar(name: str, value: Any) -> bool | int | float | str | None:
     """A reported value if it is a metric of the user's: a number, a truth value or a text; None otherwise."""
     if name in _NOT_METRICS or name.startswith("config/"):
         return None
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of numpy's or torch's
         value = value.item()
     return value if isinstance(value, bool | int | float | str) else None
