@@ -181,7 +181,7 @@ def test_whoever_fails_whenever_the_study_ends(folder: Path, name: str, number: 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["FailsToSave", "FailsToReset", "KillsItsProcess"])
+@pytest.mark.parametrize("name", ["FailsToReset", "KillsItsProcess"])
 def test_whoever_fails_whenever_the_study_ends_on_ray(folder: Path, ray_cluster: None, name: str) -> None:
     check_whoever_fails_the_study_ends(folder, "ray", name, 2)
 
@@ -215,9 +215,17 @@ def test_a_value_that_is_not_finite_ends_the_trial_without_retry(folder: Path) -
     assert lines[low[0].number]["history"][1] == [2, None]
 
 
-def test_retries_go_on_from_the_last_checkpoint(folder: Path, executor: str) -> None:
-    overrides = [*own("FailsOnce"), f"task.args.path={folder}", "failure.max_retries=1", *workers(executor, 1)]
-    result = run_study([*overrides, "scheduler.eta=3"], folder)
+@pytest.mark.ray
+def test_retries_on_ray(folder: Path, ray_cluster: None) -> None:
+    overrides = [*own("FailsOnce"), f"task.args.path={folder}", "failure.max_retries=1", "method=random"]
+    result = run_study([*overrides, "budget.trials=2", *workers("ray", 2)], folder)
+    assert [[r for r, _ in trial.history] for trial in result.trials] == [[1, *range(1, 10)]] * 2
+    assert [(trial.state, trial.trained, trial.error) for trial in result.trials] == [("completed", 10, None)] * 2
+
+
+def test_retries_go_on_from_the_last_checkpoint(folder: Path) -> None:
+    overrides = [*own("FailsOnce"), f"task.args.path={folder}", "failure.max_retries=1", *workers("inprocess", 1)]
+    result = run_study(overrides, folder)
     assert ends(result) == {1: 6, 3: 6, 9: 5}
     assert not result.state.states["failed"]
     # A trial in bracket 0 is paused at 1 and fails at its second step after that: it goes on from 1, nothing is lost.
