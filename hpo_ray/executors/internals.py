@@ -154,6 +154,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         actor_manager: what runs the trainables in place of Ray's actors.
     """
 
+    _wrapper: Any = None
+
     def __init__(
         self,
         *,
@@ -173,8 +175,6 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         if actor_manager is not None:
             self._actor_manager = actor_manager
             self._class_cache = _PlainClasses()
-
-    _wrapper: Any = None
 
     def _wrapped(self) -> Any:
         """What Ray hands to schedulers in place of the controller; Ray makes one anew for each call of a scheduler."""
