@@ -112,12 +112,13 @@ def _best(folder: Path) -> dict[str, Any]:
 
 
 def _context(study: Mapping[str, Any], number: int) -> TrialContext:
-    """The context that the trial had, on this machine's processor: the GPU that it had may not be here."""
+    """The context that the trial had, but on the processor, which has no fp16: its GPU may not be here."""
     return TrialContext(
         number=number,
         study_seed=study["seed"],
         max_resource=study["scheduler"].get("max_resource", study["task"]["max_resource"]),
         args=study["task"]["args"],
+        precision="fp32" if study["trainable"]["precision"] == "fp16" else study["trainable"]["precision"],
     )
 
 
