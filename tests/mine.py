@@ -253,6 +253,15 @@ class RefusesReset(DictCheckpoint):
         return False
 
 
+class CantSayWhatItNeeds(DictCheckpoint):
+    """Fails when it is asked for its resources."""
+
+    @classmethod
+    def default_resource_request(cls, config):
+        """Looks for a hyperparameter that isn't there."""
+        return tune.PlacementGroupFactory([{"CPU": config["cores"]}])
+
+
 class FailsAtTheEnd(DictCheckpoint):
     """Fails when it is cleaned up, by when its trial is over."""
 

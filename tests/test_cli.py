@@ -75,6 +75,7 @@ BAD_INPUT = [
     ([*OWN, "task.trainable=mine.two_arguments"], ["mine.two_arguments", "one argument", "config, data"]),
     ([*OWN, "task.trainable=mine.Plain"], ["mine.Plain", "ray.tune.Trainable"]),
     ([*OWN, "task.trainable=mine.NoCheckpoint"], ["no save_checkpoint", "on_missing_checkpoint=restart"]),
+    ([*OWN, "task.trainable=mine.CantSayWhatItNeeds"], ["mine.CantSayWhatItNeeds", "KeyError: 'cores'"]),
     # schedulers and budgets
     (["scheduler.eta=1"], ["scheduler.eta=1", ">= 2"]),
     (["scheduler.eta=2.5"], ["scheduler.eta=2.5", "whole number"]),

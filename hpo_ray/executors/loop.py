@@ -72,7 +72,14 @@ class _Run:
 def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None, int]:
     """Starts the executor; what one trial gets, and how many fit at a time."""
     space = study.draft.space
-    own = own_request(trainable, space.from_units([0.5] * len(space)))
+    try:
+        own = own_request(trainable, space.from_units([0.5] * len(space)))
+    except Exception as error:  # of the user's code
+        raise ConfigError(
+            f"task.trainable={study.draft.task.trainable}: its default_resource_request raised "
+            f"{type(error).__name__}: {error}",
+            key="task.trainable",
+        ) from error
     if own is None:
         asked = Resources(study.context.cpus, study.context.gpus)
         return PlacementGroupFactory([{"CPU": asked.cpu, "GPU": asked.gpu}]), study.executor.start(asked)

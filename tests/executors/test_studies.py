@@ -324,6 +324,16 @@ def test_concurrency_is_kept_and_paused_trials_don_t_count(folder: Path) -> None
     assert most == 3 and paused > 3
 
 
+def test_promoted_trials_come_before_new_ones(folder: Path) -> None:
+    """Else every bracket would fill before the first is halved, and a searcher would learn nothing on the way."""
+    result = run_study(["task=parabola", "executor=inprocess"], folder)
+    events = read(result.path / FILE_NAME)
+    promoted = [i for i, e in enumerate(events) if isinstance(e, Decided) and e.action == "promote"]
+    added = {e.number: i for i, e in enumerate(events) if isinstance(e, TrialAdded)}
+    in_first_bracket = 9 + 3 + 1  # of 27 trials; the 28th opens the second bracket
+    assert sum(i < added[27] for i in promoted) == in_first_bracket
+
+
 def test_function_trainables_leave_no_thread_and_no_folder_change(folder: Path) -> None:
     before = threading.active_count()
     run_study([*own("train"), "executor=inprocess", "executor.workers=4"], folder)
