@@ -142,6 +142,7 @@ def _plan(typed: list[str]) -> int:
             "total_resource_restarting": plan.total_resource_restarting,
             "full_trainings": None if full is None else round(full, 4),
             "rounds": plan.rounds,
+            "exact": plan.exact,
             "brackets": [
                 {"s": bracket.s, "rungs": [{"n": rung.n, "r": rung.r} for rung in bracket.rungs]}
                 for bracket in plan.brackets
@@ -157,8 +158,12 @@ def _plan(typed: list[str]) -> int:
         print(f"as many {unit}s as {plan.full_trainings:.4g} full trainings of {count(plan.max_resource, unit)}")
     if plan.total_resource_restarting != plan.total_resource:
         print(f"({plan.total_resource_restarting} {unit}s if trials that move up had to start again)")
-    if plan.trials is None and draft.budget.time_s is not None:
+    if not plan.exact:
+        print("about: how many trials move up depends on the order in which they report")
+    if draft.budget.time_s is not None:
         print(f"ends after {clock(draft.budget.time_s)}")
+    if draft.budget.resource is not None:
+        print(f"ends after {count(draft.budget.resource, unit)}")
     if plan.brackets:
         rungs = max(len(bracket.rungs) for bracket in plan.brackets)
         rows = [["bracket", *(f"rung {i}" for i in range(rungs)), f"{unit}s"]]

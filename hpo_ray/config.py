@@ -74,7 +74,8 @@ class BudgetSection:
 
     trials: int | None = None  # null: the method's own number
     rounds: int | None = None  # of Hyperband; null: 1
-    time_s: float | None = None  # seconds of wall clock; without trials or rounds it alone ends the study
+    time_s: float | None = None  # seconds of the study's clock; without trials or rounds it alone ends the study
+    resource: int | None = None  # units of training in all; without trials or rounds it alone ends the study
     target: float | None = None  # end when the metric reaches this value
     concurrency: int | None = None  # trials at a time; null: as many as the resources allow
 

@@ -320,7 +320,7 @@ def _task(section: Mapping[str, Any]) -> Task:
 
 
 def _budget(section: Mapping[str, Any]) -> Budget:
-    for key in ("trials", "rounds", "concurrency"):
+    for key in ("trials", "rounds", "resource", "concurrency"):
         if section[key] is not None:
             _check_count(f"budget.{key}", section[key])
     time_s, target = section["time_s"], section["target"]

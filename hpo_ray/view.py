@@ -156,7 +156,8 @@ def headline(draft: Draft) -> str:
     plan, unit = draft.plan, draft.task.unit
     how_many = "trials" if plan.trials is None else count(plan.trials, "trial")
     limit = f" for {clock(draft.budget.time_s)}" if draft.budget.time_s is not None else ""
-    total = "" if plan.total_resource is None else f", {count(plan.total_resource, unit)}"
+    about = "" if plan.exact else "about "
+    total = "" if plan.total_resource is None else f", {about}{count(plan.total_resource, unit)}"
     return f"{draft.method} on {draft.task.name}: {how_many}{total}{limit}"
 
 

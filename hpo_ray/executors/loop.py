@@ -145,6 +145,8 @@ def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View
             return "finished", f"budget.target={budget.target:g} reached"
         if budget.time_s is not None and elapsed_s >= budget.time_s:
             return "finished", f"budget.time_s={budget.time_s:g} used up"
+        if budget.resource is not None and recorder.state.trained >= budget.resource:
+            return "finished", f"budget.resource={budget.resource} used up"
     return "finished", "all trials are done"
 
 
@@ -191,7 +193,7 @@ def _controller(this: _Run, recorder: Recorder) -> Controller:
     source.active = lambda: controller.num_active
     if isinstance(study.scheduler, CoreScheduler):
         source.promotions = study.scheduler.promotions
-        study.scheduler.has_room = source.has_room
+        study.scheduler.room = source.room
     return controller
 
 

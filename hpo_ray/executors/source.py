@@ -73,7 +73,7 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
 
     def next_trial(self) -> Trial | None:
         """The next trial; None if there are no more, or as many as may be at a time."""
-        if self.is_finished() or not self.has_room() or self.active() + self.promotions(False) >= self.concurrency:
+        if self.is_finished() or self.room() <= self.promotions(False):
             return None
         trial_id = trial_id_of(self._number)
         config = self.searcher.suggest(trial_id)
@@ -90,9 +90,9 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
         number, self._number = self._number, self._number + 1
         return new_trial(self._trainable, trial_id=trial_id, number=number, config=config, **self._trial_arguments)
 
-    def has_room(self) -> bool:
-        """Whether another trial may be started."""
-        return self.active() < self.concurrency
+    def room(self) -> int:
+        """How many more trials may be started."""
+        return self.concurrency - self.active()
 
     def is_finished(self) -> bool:
         """Whether no further trial will come."""

@@ -1,8 +1,8 @@
 """Schedulers: which trials go on.
 
-The algorithms (`brackets`, `fifo`, `halving`) know neither Ray nor torch. The classes that Ray Tune runs are loaded
-when they are first named, so that planning a study stays quick. Each of these `Name` has its algorithm beside it as
-`NameCore`, with the same numbers in its constructor.
+The algorithms (`brackets`, `fifo`, `halving`, `asha`) know neither Ray nor torch. The classes that Ray Tune runs are
+loaded when they are first named, so that planning a study stays quick. Each of these `Name` has its algorithm beside it
+as `NameCore`, with the same numbers in its constructor.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_ray.lazy import lazy
+from hpo_ray.schedulers.asha import ASHACore
 from hpo_ray.schedulers.brackets import Bracket, Budget, Plan, Rung, halving_bracket, hyperband_brackets
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
 
 if TYPE_CHECKING:
-    from hpo_ray.schedulers.adapter import FIFO, Hyperband, SuccessiveHalving
+    from hpo_ray.schedulers.adapter import ASHA, FIFO, Hyperband, SuccessiveHalving
 
 __all__ = [
+    "ASHA",
     "FIFO",
+    "ASHACore",
     "Bracket",
     "Budget",
     "FIFOCore",
@@ -32,4 +35,4 @@ __all__ = [
     "hyperband_brackets",
 ]
 
-__getattr__ = lazy(__name__, dict.fromkeys(["FIFO", "Hyperband", "SuccessiveHalving"], "adapter"))
+__getattr__ = lazy(__name__, dict.fromkeys(["ASHA", "FIFO", "Hyperband", "SuccessiveHalving"], "adapter"))

@@ -7,6 +7,7 @@ states. It stops the paused trials that lost, and returns each promoted one once
 from __future__ import annotations
 
 import collections
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -14,7 +15,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from hpo_ray.errors import ConfigError, StudyError
-from hpo_ray.schedulers.core import Action, SchedulerCore
+from hpo_ray.schedulers.asha import ASHACore
+from hpo_ray.schedulers.core import NO_MOVES, Action, SchedulerCore
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
 
@@ -65,13 +67,14 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._time_attr = time_attr
         self._trials: dict[str, Trial] = {}
         self._pausing: dict[str, Trial] = {}
+        self._paused: set[str] = set()
         self._promoted: collections.deque[Trial] = collections.deque()
         self._losers: collections.deque[Trial] = collections.deque()
         self._reasons: dict[str, str] = {}
         self._idle_steps = 0
-        self.has_room: Callable[[], bool] = lambda: True
-        """Whether a promoted trial could start at once. Without asking, promoted trials queue up in Ray, which starts
-        them in no order: it takes them from a set."""
+        self.room: Callable[[], int] = lambda: sys.maxsize
+        """How many trials could start at once. Without asking, promoted trials queue up in Ray, which starts them in
+        no order: it takes them from a set."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Takes metric and mode from `TuneConfig`; False if both sides name one."""
@@ -120,6 +123,8 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """The trial was stopped while it ran, or ended by itself; without any report it counts as failed."""
         reported = bool(result) and self._metric in result
+        if reported and self._time_attr in result:  # the last report of a trial that ended by itself comes here only
+            self.core.report(trial.trial_id, int(result[self._time_attr]), self._loss(result))
         self.core.end(trial.trial_id, self._loss(result) if reported else None)
         self._forget(trial)
 
@@ -131,6 +136,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             return
         # One that failed while it was saved for a pause starts again by itself.
         self._pausing.pop(trial.trial_id, None)
+        self._paused.discard(trial.trial_id)
         if trial in self._promoted:
             self._promoted.remove(trial)
 
@@ -142,6 +148,8 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Closes complete rungs, stops the losers, and returns the next promoted trial, or None."""
         self._check_pauses(tune_controller)
+        while self._promoted and self._promoted[0].is_finished():  # it failed while it was saved
+            self._promoted.popleft()
         self._close_rungs(tune_controller.search_alg.is_finished())
         for _ in range(len(self._losers)):
             trial = self._losers.popleft()
@@ -149,15 +157,16 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 self._losers.append(trial)
             elif not trial.is_finished():
                 tune_controller.stop_trial(trial)
-        if self._promoted and self.has_room() and self._searcher_has_room(tune_controller):
+        if self._promoted and self.room() > 0 and self._searcher_has_room(tune_controller):
             # In order, also if the first is still being saved: the same trials are then next on every executor.
             if self._promoted[0].status != Trial.PAUSED or self._promoted[0].is_saving:
                 return None
             self._idle_steps = 0
             trial = self._promoted.popleft()
+            self._paused.discard(trial.trial_id)
             self._tell_searcher(tune_controller, "on_unpause", trial)
             return trial
-        self._check_progress(tune_controller)
+        self._check_progress()
         return None
 
     def promotions(self, source_finished: bool) -> int:
@@ -180,14 +189,14 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """See `save`."""
 
     def _close_rungs(self, source_finished: bool) -> None:
-        moves = self.core.advance(source_finished)
+        moves = self.core.advance(source_finished, self.room() - len(self._promoted))
+        if moves is NO_MOVES:
+            return
         self._reasons.update(moves.reasons or {})
         # One that failed while it was saved, and was retried, goes on without having been paused.
         paused = (i for i in moves.promote if i in self._pausing or self._trials[i].status == Trial.PAUSED)
         self._promoted.extend(self._trials[trial_id] for trial_id in paused)
         self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
-        while self._promoted and self._promoted[0].is_finished():  # it failed while it was saved
-            self._promoted.popleft()
 
     def _loss(self, result: Mapping[str, Any]) -> float:
         value = float(result[self._metric])  # type: ignore[index]  # Ray checks that the metric is there
@@ -196,6 +205,8 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def _forget(self, trial: Trial) -> None:
         for known in (self._trials, self._pausing, self._reasons):
             known.pop(trial.trial_id, None)
+        self._paused.discard(trial.trial_id)
+        self.core.forget(trial.trial_id)
 
     def _tell_searcher(self, tune_controller: Any, what: str, trial: Trial) -> None:
         """Searchers that count live trials themselves leave out the paused ones."""
@@ -223,6 +234,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             if trial.status != Trial.PAUSED or trial.is_saving:
                 continue
             del self._pausing[trial_id]
+            self._paused.add(trial_id)
             self._tell_searcher(tune_controller, "on_pause", trial)
             if trial.checkpoint is None and self.on_missing_checkpoint == "error":
                 raise StudyError(
@@ -231,10 +243,9 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                     f"to train promoted trials again from the start"
                 )
 
-    def _check_progress(self, tune_controller: Any) -> None:
+    def _check_progress(self) -> None:
         """Raises when nothing runs, nothing is pending, and the searcher gives no trial that a rung waits for."""
-        live = tune_controller.get_live_trials()
-        if not live or self._losers or any(t.status in (Trial.RUNNING, Trial.PENDING) for t in live):
+        if not self._trials or self._losers or len(self._paused) < len(self._trials):
             self._idle_steps = 0
             return
         self._idle_steps += 1
@@ -341,3 +352,64 @@ class Hyperband(CoreScheduler):
     ) -> None:
         core = HyperbandCore(max_resource, min_resource, eta)
         super().__init__(core, metric, mode, time_attr, on_missing_checkpoint)
+
+
+class ASHA(CoreScheduler):
+    """Asynchronous successive halving (Li et al., MLSys 2020).
+
+    By `variant="promotion"`, the paper's Algorithm 2, a trial is paused at each rung (min_resource, eta times that, and
+    so on up to `max_resource`). When a worker is free, the rungs are scanned from the top down for a paused trial
+    among the best floor(|rung| / eta) of its rung; if there is none, a new trial starts. When no more trials come and
+    none can move up, those that are paused end. Ray's `ASHAScheduler` has the stopping variant only, in which a loss
+    that is not finite or that ties never stops a trial.
+
+    By `variant="stopping"` nothing is paused, so no checkpoints are needed: at each rung a trial ends unless it is
+    among the best 1/eta so far, the first eta - 1 trials of a rung always going on (Klein et al. 2020).
+
+    Args:
+        max_resource: R, the most that a trial may get, in whole units of `time_attr`.
+        min_resource: the least that a trial gets.
+        eta: of each rung 1/eta of the trials go on. At least 2.
+        brackets: how many brackets, from the most exploratory on, new trials are spread over at random, in proportion
+            to what Hyperband starts in each. More than 1 is asynchronous Hyperband.
+        variant: `promotion` or `stopping`.
+        seed: decides which trial starts in which bracket.
+        metric: see `CoreScheduler`.
+        mode: see `CoreScheduler`.
+        time_attr: see `CoreScheduler`.
+        on_missing_checkpoint: see `CoreScheduler`.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    Core: ClassVar = ASHACore
+
+    def __init__(
+        self,
+        max_resource: int,
+        min_resource: int = 1,
+        eta: int = 3,
+        brackets: int = 1,
+        variant: str = "promotion",
+        seed: int = 0,
+        metric: str | None = None,
+        mode: str | None = None,
+        time_attr: str = "training_iteration",
+        on_missing_checkpoint: str = "error",
+    ) -> None:
+        core = ASHACore(max_resource, min_resource, eta, brackets, variant, seed)
+        super().__init__(core, metric, mode, time_attr, on_missing_checkpoint)
+        self._last_promoted: Trial | None = None
+        self.room = self._own_room
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """See `CoreScheduler`."""
+        trial = super().choose_trial_to_run(tune_controller)
+        self._last_promoted = trial or self._last_promoted
+        return trial
+
+    def _own_room(self) -> int:
+        """In a Tuner of the user's own: who moves up is decided when the one before has found a worker."""
+        last = self._last_promoted
+        return 0 if last is not None and last.status == Trial.PENDING else 1

@@ -55,7 +55,8 @@ class Budget:
     Attributes:
         trials: configurations to try; for schedulers that don't decide this themselves.
         rounds: how many times a scheduler with brackets goes through them.
-        time_s: seconds of wall clock, after which the study ends.
+        time_s: seconds of the study's clock, after which it ends.
+        resource: units of training in all, after which the study ends.
         target: the study ends when a trial reports this value of the metric or a better one.
         concurrency: trials at a time; by default as many as the resources allow.
     """
@@ -63,8 +64,14 @@ class Budget:
     trials: int | None = None
     rounds: int | None = None
     time_s: float | None = None
+    resource: int | None = None
     target: float | None = None
     concurrency: int | None = None
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether time or resource end the study, so that it needs no number of trials."""
+        return self.time_s is not None or self.resource is not None
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,19 @@ class Plan:
 
     Attributes:
         max_resource: the resource of one full training.
-        trials: configurations in all; None when only `budget.time_s` ends the study.
+        trials: configurations in all; None when only time or resource end the study.
         brackets: one round of them; empty for a scheduler without.
-        rounds: how many rounds; None when only `budget.time_s` ends the study.
+        rounds: how many rounds; None when only time or resource end the study.
+        exact: False when the results decide how many trials move up; the numbers are then what is expected.
+        limit: units trained in all, after which the study ends (`budget.resource`).
     """
 
     max_resource: int
     trials: int | None
     brackets: tuple[Bracket, ...] = ()
     rounds: int | None = 1
+    exact: bool = True
+    limit: int | None = None
 
     @property
     def total_resource(self) -> int | None:
@@ -99,9 +110,10 @@ class Plan:
         return None if self.total_resource is None else self.total_resource / self.max_resource
 
     def _total(self, per_bracket: list[int]) -> int | None:
-        if not self.brackets:
-            return None if self.trials is None else self.trials * self.max_resource
-        return None if self.rounds is None else self.rounds * sum(per_bracket)
+        if self.trials is None:
+            return self.limit
+        total = sum(per_bracket) * (self.rounds or 1) if self.brackets else self.trials * self.max_resource
+        return total if self.limit is None else min(total, self.limit)
 
 
 def check_geometry(max_resource: object, min_resource: object, eta: object) -> None:
@@ -185,9 +197,9 @@ def halving_bracket(max_resource: int, eta: int = 3, min_resource: int = 1, n: i
 
 
 def rounds_of(brackets: Sequence[Bracket], budget: Budget) -> tuple[int | None, int | None]:
-    """(rounds, trials) that a budget gives a scheduler with brackets; (None, None) when only time ends it."""
+    """(rounds, trials) that a budget gives a scheduler with brackets; (None, None) when it is open-ended."""
     size = sum(bracket.rungs[0].n for bracket in brackets)
-    if budget.rounds is None and budget.time_s is not None:
+    if budget.rounds is None and budget.open_ended:
         return None, None
     rounds = 1 if budget.rounds is None else budget.rounds
     return rounds, rounds * size

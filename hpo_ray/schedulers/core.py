@@ -69,8 +69,16 @@ class SchedulerCore(Protocol):
     def end(self, trial_id: str, loss: float | None) -> None:
         """A trial ended by itself with this loss, or failed (None)."""
 
-    def advance(self, source_finished: bool) -> Moves:
-        """Closes what can be closed. `source_finished`: no further trial will be added."""
+    def forget(self, trial_id: str) -> None:
+        """A trial that ended will not be asked about again; memory is for those that live."""
+
+    def advance(self, source_finished: bool, room: int) -> Moves:
+        """Decides about the paused trials.
+
+        Args:
+            source_finished: no further trial will be added.
+            room: how many trials could start now. What decides at the last moment promotes no more than that.
+        """
 
     def waits_for(self) -> str:
         """What it waits for, in words; empty when nothing paused waits."""

@@ -23,16 +23,16 @@ class FIFOCore:
         self.max_resource = max_resource
 
     def plan(self, budget: Budget) -> Plan:
-        """`budget.trials` full trainings; 20 when neither trials nor time are given."""
+        """`budget.trials` full trainings; 20 when neither trials nor time nor resource are given."""
         if budget.rounds is not None:
             raise ConfigError(
                 f"budget.rounds={budget.rounds}: this scheduler has no brackets to repeat; use budget.trials",
                 key="budget.rounds",
             )
         trials = budget.trials
-        if trials is None and budget.time_s is None:
+        if trials is None and not budget.open_ended:
             trials = DEFAULT_TRIALS
-        return Plan(self.max_resource, trials)
+        return Plan(self.max_resource, trials, limit=budget.resource)
 
     def add(self, trial_id: str) -> None:
         """Nothing to note."""
@@ -46,7 +46,10 @@ class FIFOCore:
     def end(self, trial_id: str, loss: float | None) -> None:
         """Nothing to note."""
 
-    def advance(self, source_finished: bool) -> Moves:
+    def forget(self, trial_id: str) -> None:
+        """Nothing to note."""
+
+    def advance(self, source_finished: bool, room: int) -> Moves:
         """Nothing is ever paused."""
         return NO_MOVES
 

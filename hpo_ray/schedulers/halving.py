@@ -34,7 +34,7 @@ class _Ladder:
     rung: int = 0
     size: int = 0
     """Trials that started in it: `bracket.rungs[0].n` unless the source finished before."""
-    members: list[str] = field(default_factory=list)
+    members: dict[str, None] = field(default_factory=dict)
     """Ids in the current rung, in the order in which they were added: ties go to the lower trial number."""
     losses: dict[str, float] = field(default_factory=dict)
     """Losses in the current rung; `FAILED` for a trial that has none."""
@@ -75,9 +75,13 @@ class HalvingCore:
         self.brackets = tuple(brackets)
         self.max_resource = max_resource
         self.eta = eta
-        self._ladders: list[_Ladder] = []
+        self._ladders: dict[int, _Ladder] = {}
+        """Those that are open, by index."""
+        self._filling: _Ladder | None = None
         self._of: dict[str, _Ladder] = {}
+        """Trials that are not forgotten."""
         self._rung_of: dict[str, int] = {}
+        self._started = 0
         self._changed: dict[int, None] = {}
         """Indices of the ladders in which something happened since the last `advance`, in order."""
 
@@ -85,13 +89,13 @@ class HalvingCore:
         """Puts a new trial into the bracket that is being filled."""
         if trial_id in self._of:
             return
-        ladder = self._ladders[-1] if self._ladders else None
+        ladder = self._filling
         if ladder is None or ladder.size >= ladder.bracket.rungs[0].n or ladder.rung > 0 or ladder.closed:
-            index = len(self._ladders)
-            ladder = _Ladder(index, self.brackets[index % len(self.brackets)])
-            self._ladders.append(ladder)
+            index, self._started = self._started, self._started + 1
+            ladder = self._filling = _Ladder(index, self.brackets[index % len(self.brackets)])
+            self._ladders[index] = ladder
         ladder.size += 1
-        ladder.members.append(trial_id)
+        ladder.members[trial_id] = None
         self._of[trial_id] = ladder
         self._rung_of[trial_id] = 0
 
@@ -128,10 +132,15 @@ class HalvingCore:
             self._record(ladder, trial_id, loss)
         ladder.ended[trial_id] = loss
 
-    def advance(self, source_finished: bool) -> Moves:
+    def forget(self, trial_id: str) -> None:
+        """Drops its tags."""
+        self._of.pop(trial_id, None)
+        self._rung_of.pop(trial_id, None)
+
+    def advance(self, source_finished: bool, room: int) -> Moves:
         """Closes each rung whose trials have all reported, ended or failed."""
-        if source_finished and self._ladders:
-            self._changed[self._ladders[-1].index] = None
+        if source_finished and self._filling is not None:
+            self._changed[self._filling.index] = None
         if not self._changed:
             return NO_MOVES
         promote: list[str] = []
@@ -139,13 +148,17 @@ class HalvingCore:
         reasons: dict[str, str] = {}
         changed, self._changed = self._changed, {}
         for index in changed:
-            while self._close_rung(self._ladders[index], source_finished, promote, stop, reasons):
+            ladder = self._ladders.get(index)
+            while ladder is not None and self._close_rung(ladder, source_finished, promote, stop, reasons):
                 pass
+            if ladder is not None and ladder.closed:
+                del self._ladders[index]
+                self._filling = None if ladder is self._filling else self._filling
         return Moves(tuple(promote), tuple(stop), reasons) if promote or stop else NO_MOVES
 
     def waits_for(self) -> str:
         """Names the rung that waits for trials which have not been added yet."""
-        for ladder in self._ladders:
+        for ladder in self._ladders.values():
             missing = ladder.bracket.rungs[0].n - ladder.size
             if not ladder.closed and ladder.rung == 0 and missing > 0:
                 return (
@@ -172,26 +185,27 @@ class HalvingCore:
     ) -> bool:
         """Closes the ladder's current rung if it is complete; True if the next one could be complete, too."""
         filled = ladder.rung > 0 or ladder.size >= ladder.bracket.rungs[0].n or source_finished
-        if ladder.closed or not filled or any(member not in ladder.losses for member in ladder.members):
+        if ladder.closed or not filled or len(ladder.losses) < len(ladder.members):
             return False
         if ladder.last:
             ladder.closed = True
             return False
         ranked = sorted(ladder.members, key=ladder.losses.__getitem__)  # stable: ties by trial number
         places = ladder.places(self.eta)
-        up = [member for member in ranked[:places] if ladder.losses[member] < FAILED]
+        up = {member for member in ranked[:places] if ladder.losses[member] < FAILED}
         where = f"rung {ladder.rung} of bracket {ladder.index}"
         for rank, member in enumerate(ranked, 1):
             if member in ladder.ended or ladder.losses[member] >= FAILED:
                 continue
             reasons[member] = f"rank {rank} of {len(ranked)} in {where}, {places} go on"
             (promote if member in up else stop).append(member)
-        ladder.members = [member for member in ladder.members if member in up]
+        ladder.members = {member: None for member in ladder.members if member in up}
         ladder.ended = {member: loss for member, loss in ladder.ended.items() if member in up}
         ladder.losses = dict(ladder.ended)
         ladder.rung += 1
         for member in ladder.members:
-            self._rung_of[member] = ladder.rung
+            if member in self._rung_of:
+                self._rung_of[member] = ladder.rung
         ladder.closed = not ladder.members
         return not ladder.closed
 
@@ -212,7 +226,7 @@ class HyperbandCore(HalvingCore):
                 key="budget.trials",
             )
         rounds, trials = rounds_of(self.brackets, budget)
-        return Plan(self.max_resource, trials, self.brackets, rounds)
+        return Plan(self.max_resource, trials, self.brackets, rounds, limit=budget.resource)
 
 
 class SuccessiveHalvingCore(HalvingCore):
@@ -228,7 +242,7 @@ class SuccessiveHalvingCore(HalvingCore):
         size = self.brackets[0].rungs[0].n
         rounds, trials = rounds_of(self.brackets, budget)
         if budget.trials is None:
-            return Plan(self.max_resource, trials, self.brackets, rounds)
+            return Plan(self.max_resource, trials, self.brackets, rounds, limit=budget.resource)
         if budget.rounds is not None:
             raise ConfigError(
                 f"budget.trials={budget.trials} and budget.rounds={budget.rounds}: give one of them; "
@@ -242,4 +256,4 @@ class SuccessiveHalvingCore(HalvingCore):
                 f"every bracket is full; use {f'{below} or ' if below else ''}{below + size}",
                 key="budget.trials",
             )
-        return Plan(self.max_resource, budget.trials, self.brackets, budget.trials // size)
+        return Plan(self.max_resource, budget.trials, self.brackets, budget.trials // size, limit=budget.resource)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,9 +96,9 @@ class Run:
         if choices:
             self.step(self.draw.choice(choices))
         finished = len(self.all) == self.trials
-        moves = self.call("advance", finished)
+        moves = self.call("advance", finished, sys.maxsize)
         self.carry_out(moves)
-        assert self.call("advance", finished) is NO_MOVES
+        assert self.call("advance", finished, sys.maxsize) is NO_MOVES
         return bool(choices or self.waiting) or not finished
 
     def fill(self) -> None:
@@ -267,9 +268,9 @@ def test_a_rung_promotes_the_best_first_and_says_why():
         core.add(str(number))
     for number in range(8):
         assert core.report(str(number), 1, (number * 5) % 9).reason == "waits at rung 0 of bracket 0"
-        assert core.advance(True) is NO_MOVES
+        assert core.advance(True, sys.maxsize) is NO_MOVES
     core.report("8", 1, (8 * 5) % 9)
-    moves = core.advance(True)  # losses 0 5 1 6 2 7 3 8 4
+    moves = core.advance(True, sys.maxsize)  # losses 0 5 1 6 2 7 3 8 4
     assert moves.promote == ("0", "2", "4")
     assert moves.stop == ("6", "8", "1", "3", "5", "7")
     assert moves.reasons["4"] == "rank 3 of 9 in rung 0 of bracket 0, 3 go on"
@@ -283,10 +284,10 @@ def test_the_last_rung_stops_each_trial_by_itself():
     for number in range(8):
         core.add(str(number))
         core.report(str(number), 1, number)
-    assert core.advance(True).promote == ("0", "1", "2", "3")
+    assert core.advance(True, sys.maxsize).promote == ("0", "1", "2", "3")
     for number in range(4):
         core.report(str(number), 2, number)
-    assert core.advance(True).promote == ("0", "1")
+    assert core.advance(True, sys.maxsize).promote == ("0", "1")
     assert core.report("1", 3, 0.0).action is Action.CONTINUE
     decision = core.report("1", 4, 0.0)
     assert (decision.action, decision.reason) == (Action.STOP, "reached max_resource 4")
@@ -321,13 +322,13 @@ def test_a_rung_waits_for_trials_that_were_not_added_yet():
     for number in range(7):
         core.add(str(number))
         core.report(str(number), 1, number)
-    assert core.advance(False) is NO_MOVES
+    assert core.advance(False, sys.maxsize) is NO_MOVES
     assert core.waits_for() == "rung 0 of bracket 0 (s=2) waits for 2 more of its 9 trials"
     for number in (7, 8):
         core.add(str(number))
         assert core.waits_for() == ("" if number == 8 else "rung 0 of bracket 0 (s=2) waits for 1 more of its 9 trials")
         core.report(str(number), 1, number)
-    assert core.advance(False).promote == ("0", "1", "2")
+    assert core.advance(False, sys.maxsize).promote == ("0", "1", "2")
     core.add("9")
     assert core.waits_for() == "rung 0 of bracket 1 (s=1) waits for 4 more of its 5 trials"
 
@@ -359,11 +360,11 @@ def test_an_underfull_bracket_closes_late_if_the_source_finishes_after_the_last_
     for number in range(4):
         core.add(str(number))
         core.report(str(number), 1, number)
-    assert core.advance(False) is NO_MOVES and core.advance(False) is NO_MOVES
-    assert core.advance(True).promote == ("0",)
+    assert core.advance(False, sys.maxsize) is NO_MOVES and core.advance(False, sys.maxsize) is NO_MOVES
+    assert core.advance(True, sys.maxsize).promote == ("0",)
     assert core.waits_for() == ""
     core.report("0", 3, 0.0)
-    assert core.advance(True).promote == ("0",)
+    assert core.advance(True, sys.maxsize).promote == ("0",)
     assert core.report("0", 9, 0.0).action is Action.STOP
 
 
@@ -387,7 +388,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_by_itself():
         core.add(str(number))
     for number, loss in enumerate((math.nan, 1.0, 0.0)):
         core.report(str(number), 1, loss)
-    assert core.advance(True).promote == ("2",)  # without waiting for anybody to end trial 0
+    assert core.advance(True, sys.maxsize).promote == ("2",)  # without waiting for anybody to end trial 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -438,9 +439,9 @@ def test_a_rung_whose_last_unfinished_trial_fails_closes():
         core.add(str(number))
         if number:
             core.report(str(number), 1, number)
-    assert core.advance(True) is NO_MOVES
+    assert core.advance(True, sys.maxsize) is NO_MOVES
     core.end("0", None)
-    moves = core.advance(True)
+    moves = core.advance(True, sys.maxsize)
     assert moves.promote == ("1", "2", "3") and moves.stop == ("4", "5", "6", "7", "8")
     assert "0" not in moves.reasons
 
@@ -486,7 +487,7 @@ def test_a_bracket_of_early_finishers_closes_at_once():
     for number in range(9):
         core.add(str(number))
         core.end(str(number), number)
-    assert core.advance(True) is NO_MOVES
+    assert core.advance(True, sys.maxsize) is NO_MOVES
     assert [core.tags(str(number))["rung"] for number in range(9)] == [2, 1, 1, 0, 0, 0, 0, 0, 0]
     core.add("9")
     assert core.tags("9") == {"bracket": 1, "rung": 0}
@@ -500,7 +501,7 @@ def test_an_early_finisher_whose_loss_is_not_finite_counts_as_failed(bad):
     for number in range(1, 9):
         core.add(str(number))
         core.report(str(number), 1, number)
-    assert core.advance(True).promote == ("1", "2", "3")
+    assert core.advance(True, sys.maxsize).promote == ("1", "2", "3")
     assert core.tags("0")["rung"] == 0
 
 
@@ -514,13 +515,13 @@ def test_a_second_report_at_a_resource_on_record_changes_nothing():
         core.report(str(number), 1, number)
     assert core.report("8", 1, -5.0).action is Action.PAUSE
     assert core.report("0", 1, 50.0).action is Action.PAUSE
-    assert core.advance(True).promote == ("0", "1", "2")
+    assert core.advance(True, sys.maxsize).promote == ("0", "1", "2")
     # A trial that goes on from an older checkpoint reports below its rung again.
     assert core.report("0", 1, 99.0).action is Action.CONTINUE
     for number in (1, 2, 0):
         core.report(str(number), 3, number)
         core.report(str(number), 3, -number)
-    assert core.advance(True).promote == ("0",)
+    assert core.advance(True, sys.maxsize).promote == ("0",)
 
 
 def test_a_loser_that_reports_again_is_stopped():
@@ -529,13 +530,13 @@ def test_a_loser_that_reports_again_is_stopped():
     for number in range(9):
         core.add(str(number))
         core.report(str(number), 1, number)
-    assert "8" in core.advance(True).stop
+    assert "8" in core.advance(True, sys.maxsize).stop
     core.add("8")
     decision = core.report("8", 1, -5.0)
     assert (decision.action, decision.reason) == (Action.STOP, "lost in rung 0 of bracket 0")
     assert core.tags("8") == {"bracket": 0, "rung": 0}
     core.end("8", -5.0)
-    assert core.advance(True) is NO_MOVES
+    assert core.advance(True, sys.maxsize) is NO_MOVES
 
 
 def test_a_retried_trial_keeps_its_place():
@@ -549,7 +550,7 @@ def test_a_retried_trial_keeps_its_place():
     for number in range(9):
         core.report(str(number), 1, 0.5)
     core.add("8")
-    assert core.advance(False).promote == ("0", "1", "2")
+    assert core.advance(False, sys.maxsize).promote == ("0", "1", "2")
 
 
 def test_a_retry_between_rungs_changes_no_outcome():
@@ -563,10 +564,10 @@ def test_what_comes_after_the_end_changes_nothing():
         core.add(str(number))
         core.end(str(number), number)
         core.end(str(number), None)
-    core.advance(True)
+    core.advance(True, sys.maxsize)
     assert core.tags("0")["rung"] == 2
     core.end("0", None)
-    assert core.advance(True) is NO_MOVES and core.waits_for() == ""
+    assert core.advance(True, sys.maxsize) is NO_MOVES and core.waits_for() == ""
 
 
 # Laws ------------------------------------------------------------------------------------------------------------
@@ -656,7 +657,7 @@ def test_when_rungs_are_closed_changes_no_outcome(drawn, seed):
         else:
             known[arguments[0]] = None
             getattr(lazy, method)(*arguments)
-    promoted += lazy.advance(True).promote
+    promoted += lazy.advance(True, sys.maxsize).promote
     assert {trial_id: lazy.tags(trial_id) for trial_id in known} == {t: run.core.tags(t) for t in known}
     assert Counter(promoted) == Counter(t for m, _, answer in run.calls if m == "advance" for t in answer.promote)
 
@@ -673,7 +674,7 @@ def test_every_interleaving_of_a_small_bracket_gives_the_same():
                 core.end("1", None)
             else:
                 core.report(str(number), 1, 0.0)
-            moves.append(core.advance(True))
+            moves.append(core.advance(True, sys.maxsize))
         assert moves[:2] == [NO_MOVES, NO_MOVES]
         assert (moves[2].promote, moves[2].stop) == (("0",), ("2",))
 
