@@ -1,4 +1,4 @@
-"""Who moves up in ASHA: scripted rungs, an independent Algorithm 2 beside it, failures, brackets, the stopping variant."""
+"""Who moves up in ASHA: scripted rungs, an independent Algorithm 2 beside it, failures, brackets, both variants."""
 
 from __future__ import annotations
 
@@ -360,5 +360,5 @@ def test_numbers_out_of_range_are_errors(settings, key):
 
 
 def test_rounds_are_an_error():
-    with pytest.raises(ConfigError, match="budget.rounds=2: ASHA has no rounds"):
+    with pytest.raises(ConfigError, match=r"budget\.rounds=2: ASHA has no rounds"):
         ASHACore(81).plan(Budget(rounds=2))
