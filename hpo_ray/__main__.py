@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hpo_ray.errors import ConfigError, HpoRayError
 
 if TYPE_CHECKING:
-    from hpo_ray.results import StudyResult
+    from hpo_ray.results import StudyResult, StudyState
     from hpo_ray.study import Draft
 
 HELP = """\
@@ -259,7 +259,11 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     planned = draft.plan.total_resource
     spent = f"{state.trained} of {count(planned, unit)}" if planned else count(state.trained, unit)
     lines = ["", f"{state.ended.state}: {state.ended.reason}"]
-    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent}, {clock(state.ended.time)}")
+    took = clock(state.ended.time)
+    if simulation := state.ended.simulation:
+        workers = count(simulation["workers"], "worker")
+        took += f" on {workers} (virtual; it took {simulation['wall_seconds']:.1f} s here)"
+    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent}, {took}")
     best = result.best
     folder = _short(result.path)
     if best is None:
@@ -275,6 +279,8 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
         seen, resource, value = state.best_seen
         lines.append(f"best seen  {draft.task.metric} {value:.6g} at {unit} {resource} (trial {seen.number})")
         lines.append(f"  {config_text(seen.config)}")
+    if state.ended.simulation:
+        lines += _simulation_table(state, draft)
     lines.append(f"all of it  {folder}")
     checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
     if checkpoint.is_dir():
@@ -282,6 +288,26 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
         lines.append(f"load it    {shlex.join([_python(), '-c', code])}")
     lines.append(f"next       {_next(draft, typed)}")
     return "\n".join(lines)
+
+
+def _simulation_table(state: StudyState, draft: Draft) -> list[str]:
+    """What a simulated cluster did in each fifth of the virtual time."""
+    from hpo_ray.view import clock
+
+    assert state.ended is not None and state.ended.simulation is not None
+    simulation, end = state.ended.simulation, state.ended.time
+    rows = [["", "virtual", "workers busy", draft.task.metric]]
+    before = 0.0
+    for fifth in range(1, 6):
+        until = end * fifth / 5
+        busy = [share for t, share in simulation["utilisation_over_time"] if before < t <= until + 1e-9]
+        best = next((i for i in reversed(state.incumbents) if i.time <= until + 1e-9), None)
+        known = "" if best is None else f"{best.value:.6g} at {draft.task.unit} {best.resource}"
+        rows.append(["", clock(until), f"{sum(busy) / len(busy):.0%}" if busy else "", known])
+        before = until
+    lost = f", {simulation['lost_workers']} lost" if simulation["lost_workers"] else ""
+    head = f"simulated  {simulation['workers']} workers{lost}, {simulation['utilisation']:.0%} busy; "
+    return [head + simulation["cost"], *_table(rows)]
 
 
 def _next(draft: Draft, typed: Sequence[str]) -> str:
@@ -328,10 +354,14 @@ def _study_line(folder: Path) -> str:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    """Prints columns aligned, the first of them to the left."""
+    for line in _table(rows):
+        print(line)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Lines with the columns aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class TaskSection:
     max_resource: int = 27  # units of one full training
     unit: str = "step"  # what one unit is called
     args: dict[str, Any] = field(default_factory=dict)  # constants for the trainable: data paths and the like
+    cost: str | None = None  # dotted path of `cost(config, resource)`: seconds of a step, for executor=simulated
+    optimum: float | None = None  # the best value there is, where it is known: `compare` then gives regrets
 
 
 @dataclass

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,12 +72,12 @@ class Reported:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint of a trial is complete. `path` is relative to the study's folder."""
+    """A checkpoint of a trial is complete. `path` is relative to the study's folder; None if it stays in memory."""
 
     kind: ClassVar[str] = "checkpoint_saved"
     trial_id: str
     resource: int
-    path: str
+    path: str | None
     time: float
 
 
@@ -122,12 +122,17 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class StudyEnded:
-    """The study is over. `state`: `finished`, `interrupted` or `failed`."""
+    """The study is over.
+
+    `state`: `finished`, `interrupted` or `failed`. `simulation`: of a simulated cluster its workers, how busy they
+    were, and the wall clock that the simulation took.
+    """
 
     kind: ClassVar[str] = "study_ended"
     state: str
     reason: str
     time: float
+    simulation: Mapping[str, Any] | None = None
 
 
 Event = StudyStarted | TrialAdded | Reported | CheckpointSaved | Decided | TrialRetried | TrialEnded | StudyEnded
@@ -143,6 +148,10 @@ _KINDS: dict[str, type[Event]] = {
         TrialEnded,
         StudyEnded,
     )
+}
+_REQUIRED = {
+    kind: {known.name for known in fields(kind) if known.default is MISSING and known.default_factory is MISSING}
+    for kind in _KINDS.values()
 }
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -183,14 +192,14 @@ def from_line(line: str) -> Event:
     if kind is None:
         raise ValueError("not an event of a kind that this version knows")
     names = {known.name for known in fields(kind)}
-    if missing := names - data.keys():
+    if missing := _REQUIRED[kind] - data.keys():
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
     if kind is Reported:
         data["metrics"] = {
             name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
             for name, value in data["metrics"].items()
         }
-    return kind(**{name: data[name] for name in names})
+    return kind(**{name: data[name] for name in names & data.keys()})
 
 
 class EventLog:

@@ -88,6 +88,25 @@ class TrialRecord:
         }
 
 
+@dataclass(frozen=True)
+class Incumbent:
+    """The best trial from a moment on.
+
+    Attributes:
+        time: seconds since the study started, on its clock.
+        trained: units of resource that the study had spent by then.
+        number: the trial.
+        resource: where its value was reported.
+        value: the metric.
+    """
+
+    time: float
+    trained: int
+    number: int
+    resource: int
+    value: float
+
+
 class StudyState:
     """The fold of a log: what is known of a study after some of its events."""
 
@@ -99,6 +118,8 @@ class StudyState:
         self.seconds = 0.0
         self.states: Counter[str] = Counter()
         self.best: TrialRecord | None = None
+        self.incumbents: list[Incumbent] = []
+        """The best trial over time: `best` as it was each time that it changed."""
         self.best_seen: tuple[TrialRecord, int, float] | None = None
         """The best report of all: trial, resource, value."""
 
@@ -125,6 +146,7 @@ class StudyState:
             self._move(trial, event.state)
             if trial is self.best and event.state == "failed":
                 self.best = self._find_best()
+                self._note_incumbent(event.time)
         elif isinstance(event, TrialRetried):
             self.trials[event.trial_id].error = event.error
         elif isinstance(event, StudyStarted):
@@ -162,6 +184,15 @@ class StudyState:
             self.best = self._better(self.best, trial)
         elif not moved_up:  # a higher resource leaves it the best; reported again at the same, it may have become worse
             self.best = self._find_best()
+        self._note_incumbent(event.time)
+
+    def _note_incumbent(self, time: float) -> None:
+        best = self.best
+        if best is None or best.value is None:
+            return
+        last = self.incumbents[-1] if self.incumbents else None
+        if last is None or (last.number, last.resource, last.value) != (best.number, best.resource, best.value):
+            self.incumbents.append(Incumbent(time, self.trained, best.number, best.resource, best.value))
 
     def _find_best(self) -> TrialRecord | None:
         best = None
@@ -230,6 +261,10 @@ class StudyResult:
             "metric": {"name": started.metric, "mode": started.mode},
             "best": self._best_json(),
             "best_seen": best_seen,
+            "incumbents": [
+                {"seconds": i.time, "trained": i.trained, "number": i.number, "resource": i.resource, "value": i.value}
+                for i in state.incumbents
+            ],
             "totals": {
                 "trials": len(state.trials),
                 "completed": state.states["completed"],
@@ -240,6 +275,7 @@ class StudyResult:
                 "seconds": round(ended.time, 3) if ended else None,
                 "training_seconds": round(state.seconds, 3),
             },
+            "simulation": dict(ended.simulation) if ended and ended.simulation else None,
             "versions": dict(started.versions),
         }
 

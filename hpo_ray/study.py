@@ -45,6 +45,8 @@ class Task:
         max_resource: units of one full training.
         unit: what one unit of resource is called.
         args: constants for the trainable.
+        cost: dotted path of a function that tells what a step costs; None if there is none.
+        optimum: the best value that the metric can have, if that is known.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Task:
     max_resource: int
     unit: str
     args: Mapping[str, Any]
+    cost: str | None = None
+    optimum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,12 @@ class Draft:
     plan: Plan
     max_resource: int
     seed: int
+
+    @property
+    def virtual_workers(self) -> int:
+        """How many workers are simulated; 0 where trials run in real time."""
+        executor = self.config["executor"]
+        return int(executor.get("workers", 0)) if str(executor["_target_"]).endswith(".SimulatedExecutor") else 0
 
     def free_name(self) -> str:
         """The name that was given, or `<task>-<method>-<n>` with the next free n.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,7 +26,11 @@ STATES = ("running", "paused", *ENDED)
 
 
 class View:
-    """Sees nothing. Base of the others, and what `view=none` gives."""
+    """Sees nothing. Base of the others, and what `view=none` gives.
+
+    The seconds that it is given are those of the study's clock, which a simulation moves as it likes; how often it
+    draws goes by the clock on the wall.
+    """
 
     def prepare(self, draft: Draft) -> None:
         """A study is about to start: code is imported, the executor gets ready."""
@@ -45,12 +50,14 @@ class PlainView(View):
 
     Args:
         out: where to print; by default standard output.
+        now: the clock on the wall, in seconds.
     """
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, out: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._out = out or sys.stdout
+        self._now = now
         self._best: str | None = None
-        self._last_line_s = 0.0
+        self._last_line_s = now()
 
     def start(self, draft: Draft, folder: Path) -> None:
         """Says what will run and where it goes."""
@@ -63,8 +70,8 @@ class PlainView(View):
         if best is not None and best.trial_id != self._best:
             self._best = best.trial_id
             self._print(f"{clock(elapsed_s)}  best {incumbent(best, self._draft)}: {config_text(best.config)}")
-        if elapsed_s - self._last_line_s >= LINE_EVERY_S:
-            self._last_line_s = elapsed_s
+        if self._now() - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = self._now()
             known = f"; best {incumbent(best, self._draft)}" if best is not None else ""
             self._print(progress(state, self._draft, elapsed_s) + known)
 
@@ -77,14 +84,16 @@ class LiveView(View):
 
     Args:
         console: the terminal; by default the one on standard output.
+        now: the clock on the wall, in seconds.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
         from rich.console import Console
 
         self._console = console or Console()
         self._live: Live | None = None
         self._status: Status | None = None
+        self._now = now
         self._drawn_s = -math.inf
 
     def prepare(self, draft: Draft) -> None:
@@ -104,8 +113,8 @@ class LiveView(View):
 
     def update(self, state: StudyState, elapsed_s: float) -> None:
         """Draws if the last drawing is old enough."""
-        if self._live is not None and elapsed_s - self._drawn_s >= DRAW_EVERY_S:
-            self._drawn_s = elapsed_s
+        if self._live is not None and self._now() - self._drawn_s >= DRAW_EVERY_S:
+            self._drawn_s = self._now()
             self._live.update(self._render(state, elapsed_s), refresh=True)
 
     def stop(self) -> None:
@@ -158,7 +167,8 @@ def headline(draft: Draft) -> str:
     limit = f" for {clock(draft.budget.time_s)}" if draft.budget.time_s is not None else ""
     about = "" if plan.exact else "about "
     total = "" if plan.total_resource is None else f", {about}{count(plan.total_resource, unit)}"
-    return f"{draft.method} on {draft.task.name}: {how_many}{total}{limit}"
+    virtual = f", {count(draft.virtual_workers, 'virtual worker')}" if draft.virtual_workers else ""
+    return f"{draft.method} on {draft.task.name}: {how_many}{total}{limit}{virtual}"
 
 
 def incumbent(best: TrialRecord, draft: Draft) -> str:

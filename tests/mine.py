@@ -270,6 +270,36 @@ class FailsAtTheEnd(DictCheckpoint):
         raise OSError("a socket is closed already")
 
 
+class Costs(DictCheckpoint):
+    """Says what each step cost: its rate."""
+
+    def step(self):
+        return {**super().step(), "cost": self.config["lr"]}
+
+
+class CostsNothingSane(DictCheckpoint):
+    """Says that its third step cost less than nothing."""
+
+    def step(self):
+        result = super().step()
+        return {**result, "cost": -1.0 if self.iteration == 2 else 1.0}
+
+
+def seconds(config, resource):
+    """What a step costs: more for a high rate, and more later."""
+    return 10 * config["lr"] + resource
+
+
+def infinite_seconds(config, resource):
+    """No cost that a clock could take."""
+    return float("inf") if resource == 2 else 1.0
+
+
+def raising_seconds(config, resource):
+    """A cost that can't be told."""
+    return config["batch_size"]
+
+
 class TensorMetric(DictCheckpoint):
     """Returns its metric as a scalar of torch's."""
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from hpo_ray.executors.internals import StudyStorage
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Executor(ABC):
     """Runs trainables for Ray Tune's controller."""
 
     name: ClassVar[str]
+    in_memory: ClassVar[bool] = False
+    """Whether checkpoints stay in memory and go with the study."""
 
     @abstractmethod
     def start(self, resources: Resources) -> int:
@@ -34,8 +42,27 @@ class Executor(ABC):
         return False
 
     @abstractmethod
-    def actor_manager(self) -> Any:
-        """The controller's actor manager; None for Ray's own."""
+    def actor_manager(self, time_attr: str) -> Any:
+        """The controller's actor manager; None for Ray's own.
+
+        Args:
+            time_attr: name of the reported value that counts resource.
+        """
+
+    def storage(self, folder: Path) -> StudyStorage:
+        """Where Ray's controller and trainables keep what they save: the study's folder."""
+        from hpo_ray.executors.internals import StudyStorage
+
+        return StudyStorage(str(folder.parent), folder.name)
+
+    def clock(self) -> Callable[[], float]:
+        """A function that gives the seconds since now."""
+        started = time.monotonic()
+        return lambda: round(time.monotonic() - started, 6)
+
+    def summary(self) -> Mapping[str, Any] | None:
+        """What only the executor knows of a study that has ended, for its log and result."""
+        return None
 
     @abstractmethod
     def stop(self) -> None:

@@ -21,7 +21,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.result import TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
-from hpo_ray.executors.internals import empty_save, join_thread, own_session
+from hpo_ray.executors.internals import MemoryStorage, empty_save, join_thread, own_session
 from hpo_ray.trainables.context import TrialContext, use_context
 
 OUTPUT_FILE = "output.log"
@@ -91,12 +91,17 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         with self._scope():
             if not self.can_save:
                 return empty_save(self)
-            aside = not isinstance(self, FunctionTrainable) and checkpoint_dir is None and self._storage is not None
-            return super().save(str(self._storage.aside()) if aside else checkpoint_dir)
+            if isinstance(self, FunctionTrainable) or checkpoint_dir is not None or self._storage is None:
+                return super().save(checkpoint_dir)
+            if isinstance(self._storage, MemoryStorage):
+                return self._storage.save(self)
+            return super().save(str(self._storage.aside()))
 
     def restore(self, checkpoint_path: Any) -> Any:
         """Loads a checkpoint, in the trial's scope."""
         with self._scope():
+            if isinstance(self._storage, MemoryStorage) and not isinstance(self, FunctionTrainable):
+                return self._storage.restore(self, checkpoint_path)
             return super().restore(checkpoint_path)
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
@@ -115,6 +120,18 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         self.__dict__.clear()
         self.__init__(new_config, storage)  # type: ignore[misc]
         return True
+
+    @property
+    def logdir(self) -> str:
+        """The trial's folder, which a study in memory makes only for a trainable that asks for it."""
+        os.makedirs(self._logdir, exist_ok=True)
+        return str(self._logdir)
+
+    def _setup_logdir(self) -> None:
+        if isinstance(self._storage, MemoryStorage):
+            self._logdir = self._storage.trial_working_directory
+        else:
+            super()._setup_logdir()
 
     def stop(self) -> None:
         """Ends the trial, and its thread if it has one."""

@@ -11,6 +11,7 @@ import logging
 import traceback
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hpo_ray.errors import ConfigError
@@ -121,11 +122,7 @@ class InProcessActorManager:
         elif self.steps:
             call = self.steps.popleft()
             if call.wanted:
-                self.in_step = True
-                try:
-                    call.run(self._objects[call.actor])
-                finally:
-                    self.in_step = False
+                self._step(call)
                 self.resolve_future(call)
         else:
             return False
@@ -154,7 +151,7 @@ class InProcessActorManager:
             stop_future.wanted = False
         if tracked_actor not in self._objects:
             tracked_actor._on_start = tracked_actor._on_stop = tracked_actor._on_error = None
-        self._events.append(lambda: self._free(tracked_actor, tracked_actor._on_stop))
+        self._events.append(partial(self._stopped, tracked_actor))
         return True
 
     def schedule_actor_task(
@@ -175,8 +172,20 @@ class InProcessActorManager:
                 self.steps.append(call)
             else:
                 call.run(self._objects[tracked_actor])
-                self._events.append(lambda: self.resolve_future(call))
+                self._done(call)
         return call if _return_future else None
+
+    def _done(self, call: Call) -> None:
+        """Something other than a step was called: its outcome is an event."""
+        self._events.append(lambda: self.resolve_future(call))
+
+    def _step(self, call: Call) -> None:
+        """Runs a step of training."""
+        self.in_step = True
+        try:
+            call.run(self._objects[call.actor])
+        finally:
+            self.in_step = False
 
     def resolve_future(self, future: Call) -> None:
         """Delivers the outcome of a call now."""
@@ -204,14 +213,20 @@ class InProcessActorManager:
         """Stops what is left."""
         for trainable in self._objects.values():
             Call(TrackedActor(-1), "stop", (), {}, None, None).run(trainable)
-        self.__init__(self.workers)  # type: ignore[misc]  # a new start, as Ray's own does
+        for left in (self._waiting, self._objects, self._failed, self._calls, self._events, self.steps):
+            left.clear()
+        self._live_actors_to_ray_actors_resources.clear()
 
     def _start_waiting(self) -> None:
         while self._waiting and self.num_live_actors < self.workers:
             actor, (cls, kwargs) = next(iter(self._waiting.items()))
             del self._waiting[actor]
             self._live_actors_to_ray_actors_resources[actor] = (ActorHandle(), None)
-            self._events.append(lambda actor=actor, cls=cls, kwargs=kwargs: self._build(actor, cls, kwargs))  # type: ignore[misc]
+            self._start(actor, partial(self._build, actor, cls, kwargs))
+
+    def _start(self, actor: TrackedActor, build: Callable[[], None]) -> None:
+        """An actor has got a worker."""
+        self._events.append(build)
 
     def _build(self, actor: TrackedActor, cls: type, kwargs: dict[str, Any]) -> None:
         if not self.is_actor_started(actor):
@@ -219,13 +234,20 @@ class InProcessActorManager:
         try:
             self._objects[actor] = cls(**kwargs)
         except (Exception, SystemExit):
-            self._failed.add(actor)
-            self._free(actor, None)
-            if actor._on_error:
-                actor._on_error(actor, TrialFailure(traceback.format_exc()))
+            self._fail(actor, TrialFailure(traceback.format_exc()))
             return
         if actor._on_start:
             actor._on_start(actor)
+
+    def _fail(self, actor: TrackedActor, error: TrialFailure) -> None:
+        """An actor could not be built."""
+        self._failed.add(actor)
+        self._free(actor, None)
+        if actor._on_error:
+            actor._on_error(actor, error)
+
+    def _stopped(self, actor: TrackedActor) -> None:
+        self._free(actor, actor._on_stop)
 
     def _free(self, actor: TrackedActor, on_stop: Any) -> None:
         self.clear_actor_task_futures(actor)
@@ -272,7 +294,7 @@ class InProcessExecutor(Executor):
                 )
         return self.workers
 
-    def actor_manager(self) -> InProcessActorManager:
+    def actor_manager(self, time_attr: str) -> InProcessActorManager:
         """What runs the trainables."""
         self._manager = InProcessActorManager(self.workers)
         return self._manager

@@ -10,24 +10,27 @@ controller's only link to the outside is its actor manager, which makes room for
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.fs
 import ray.train._internal.session as _session
 from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _FutureTrainingResult, _TrainingResult
 from ray.train._internal.storage import StorageContext
 from ray.tune import Checkpoint, CheckpointConfig, TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _Location
-from ray.tune.result import NODE_IP, PID
+from ray.tune.result import NODE_IP, PID, TIME_TOTAL_S, TIMESTEPS_TOTAL, TRAINING_ITERATION
 from ray.tune.trainable import FunctionTrainable
 
 from hpo_ray.errors import StudyError
@@ -35,6 +38,8 @@ from hpo_ray.errors import StudyError
 __all__ = [
     "ActorHandle",
     "Controller",
+    "MemoryCheckpoint",
+    "MemoryStorage",
     "StudyStorage",
     "TrackedActor",
     "check_ray",
@@ -44,6 +49,7 @@ __all__ = [
     "own_session",
 ]
 
+_LOCAL = pyarrow.fs.LocalFileSystem()
 TESTED_RAY = ("2.55", "2.60")
 
 _USED: dict[Any, tuple[str, ...]] = {
@@ -52,12 +58,18 @@ _USED: dict[Any, tuple[str, ...]] = {
         "_schedule_trial_save",
         "_validate_result_metrics",
         "_trial_task_failure",
+        "_schedule_trial_task",
+        "_on_training_result",
+        "_process_trial_result",
+        "_maybe_execute_queued_decision",
         "_maybe_cache_trial_actor",
         "_update_trial_queue",
         "_on_trial_reset",
         "_actor_failed",
         "_unstage_trial_with_resources",
         "_set_trial_status",
+        "_process_trial_failure",
+        "stop_trial",
         "_mark_trial_to_checkpoint",
         "end_experiment_callbacks",
         "checkpoint",
@@ -77,10 +89,18 @@ _USED: dict[Any, tuple[str, ...]] = {
         "trial_fs_path",
         "checkpoint_fs_path",
     ),
-    FunctionTrainable: ("setup", "cleanup", "reset_config"),
+    FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir"),
     _session: ("_session", "get_session"),
     TrackedActor: ("set_on_stop", "set_on_error"),
-    Trial: ("get_trainable_cls", "update_last_result", "set_location"),
+    Trial: (
+        "get_trainable_cls",
+        "update_last_result",
+        "set_location",
+        "init_local_path",
+        "handle_error",
+        "on_checkpoint",
+    ),
+    _CheckpointManager: ("latest_checkpoint_result",),
 }
 
 
@@ -110,19 +130,29 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
         pass
 
     @property
+    def experiment_fs_path(self) -> str:
+        """The study's folder."""
+        return f"{self.storage_fs_path}/{self.experiment_dir_name}"
+
+    @property
+    def trial_fs_path(self) -> str:
+        """The trial's folder. Asked for several times a trial, which is why it is put together as text."""
+        return f"{self.experiment_fs_path}/{self.trial_dir_name}"
+
+    @property
     def experiment_driver_staging_path(self) -> str:
         """The study's folder."""
-        return cast(str, self.experiment_fs_path)
+        return self.experiment_fs_path
 
     @property
     def trial_driver_staging_path(self) -> str:
         """The trial's folder."""
-        return cast(str, self.trial_fs_path)
+        return self.trial_fs_path
 
     @property
     def trial_working_directory(self) -> str:
         """The trial's folder."""
-        return cast(str, self.trial_fs_path)
+        return self.trial_fs_path
 
     def aside(self) -> Path:
         """A folder, beside the trial's checkpoints, to write the next one into."""
@@ -140,6 +170,87 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
         return Checkpoint(path=str(place), filesystem=self.storage_filesystem)
+
+
+class MemoryCheckpoint(Checkpoint):  # type: ignore[misc]  # ray ships no types
+    """What a trainable saved, held in memory.
+
+    Args:
+        files: content by path relative to the checkpoint's folder.
+        state: what `save_checkpoint` returned, pickled, if that was a dictionary.
+        scratch: a folder that is there, in which the files may be laid out for those who read them.
+    """
+
+    def __init__(self, files: dict[str, bytes], state: bytes | None, scratch: str) -> None:
+        self.files, self.state = files, state
+        self.path, self.filesystem = scratch, _LOCAL
+        self._uuid = None  # only for downloads
+
+    def to_directory(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Writes the files to a folder, by default a new one."""
+        folder = Path(path) if path is not None else Path(tempfile.mkdtemp(dir=self.path))
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return str(folder)
+
+    @contextmanager
+    def as_directory(self) -> Iterator[str]:
+        """A folder with the files, for the length of the block."""
+        folder = self.to_directory()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
+class MemoryStorage(StudyStorage):
+    """Keeps checkpoints in memory, and makes no folders for trials."""
+
+    scratch: str
+    """An empty folder, for the moments in which a trainable writes or reads a checkpoint."""
+
+    def persist_current_checkpoint(self, checkpoint: Checkpoint) -> MemoryCheckpoint:
+        """Reads the files that a function has reported."""
+        return MemoryCheckpoint(_read_files(checkpoint.path), None, self.scratch)
+
+    def save(self, trainable: Any) -> _TrainingResult:
+        """Saves a class trainable, without a file if its `save_checkpoint` returns a dictionary."""
+        returned = trainable.save_checkpoint(self.scratch)
+        files: dict[str, bytes] = {}
+        if os.listdir(self.scratch):
+            files = _read_files(self.scratch)
+            for name in os.listdir(self.scratch):
+                path = os.path.join(self.scratch, name)
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+        state = pickle.dumps(returned) if isinstance(returned, dict) else None
+        checkpoint = MemoryCheckpoint(files, state, self.scratch)
+        return _TrainingResult(checkpoint, dict(trainable._last_result or {}))
+
+    def restore(self, trainable: Any, saved: _TrainingResult) -> None:
+        """Loads what `save` saved."""
+        checkpoint, metrics = saved.checkpoint, saved.metrics
+        trainable._iteration = metrics.get(TRAINING_ITERATION, 0)
+        trainable._time_total = metrics.get(TIME_TOTAL_S, 0)
+        trainable._time_since_restore = 0.0
+        trainable._iterations_since_restore = 0
+        trainable._timesteps_total = metrics.get(TIMESTEPS_TOTAL)
+        trainable._restored = True
+        if checkpoint.state is not None:
+            trainable.load_checkpoint(pickle.loads(checkpoint.state))
+            return
+        with checkpoint.as_directory() as folder:
+            trainable.load_checkpoint(folder)
+
+
+def _read_files(folder: str) -> dict[str, bytes]:
+    files = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            with open(path, "rb") as file:
+                files[os.path.relpath(path, folder)] = file.read()
+    return files
 
 
 class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
@@ -169,6 +280,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         super().__init__(
             search_alg=search_alg, scheduler=scheduler, callbacks=callbacks, storage=storage, reuse_actors=True
         )
+        self._trials = _OrderedTrials()
         self._max_pending_trials = max_pending
         self._print_trial_errors = False
         self._in_process = actor_manager is not None
@@ -196,6 +308,26 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
 
     def on_step_begin(self) -> None:
         """No refresh of the cluster's resources, which only Ray's own progress table shows."""
+
+    def stop_trial(self, trial: Trial) -> None:
+        """Ends a trial, and forgets it: Ray keeps every trial of a study, so that memory and callbacks grow with it."""
+        super().stop_trial(trial)
+        self._forget_ended(trial)
+
+    def _process_trial_failure(self, trial: Trial, exception: Any) -> None:
+        """Retries or ends a trial that failed, and forgets one that ended."""
+        super()._process_trial_failure(trial, exception)
+        self._forget_ended(trial)
+
+    def _forget_ended(self, trial: Trial) -> None:
+        if not trial.is_finished():
+            return
+        self._live_trials.discard(trial)
+        self._stopped_trials.discard(trial)
+        self._failed_trials.discard(trial)
+        self._cached_trial_decisions.pop(trial.trial_id, None)
+        if trial in self._trials:
+            self._trials.remove(trial)
 
     def close(self) -> None:
         """Stops whatever still runs, without a word to scheduler or searcher.
@@ -239,6 +371,40 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         trial.set_ray_actor(None)
         return True
 
+    def _schedule_trial_task(
+        self,
+        trial: Trial,
+        method_name: str,
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        on_result: Any = None,
+        on_error: Any = None,
+        _return_future: bool = False,
+    ) -> Any:
+        """Ray's own, but for the text of each call and its result, which it makes for a message that nobody reads."""
+        if not self._in_process:
+            return super()._schedule_trial_task(
+                trial, method_name, args, kwargs, on_result, on_error, _return_future=_return_future
+            )
+
+        return self._actor_manager.schedule_actor_task(
+            self._trial_to_actor[trial],
+            method_name,
+            args,
+            kwargs,
+            on_result and (lambda actor, value=None: on_result(trial, value)),
+            on_error and (lambda actor, error: on_error(trial, error)),
+            _return_future=_return_future,
+        )
+
+    def _on_training_result(self, trial: Trial, result: Any) -> None:
+        """Ray's own for one result, without its text."""
+        if isinstance(result, list):
+            super()._on_training_result(trial, result)
+            return
+        self._process_trial_result(trial, result)
+        self._maybe_execute_queued_decision(trial, after_save=False)
+
     def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:
         """A failure while an actor was reset for the trial leaves the trial as one that was started."""
         if trial in self._resetting_trials:
@@ -279,6 +445,23 @@ class _Saved(_FutureTrainingResult):  # type: ignore[misc]  # ray ships no types
         return self.future.value
 
 
+class _OrderedTrials(dict):  # type: ignore[type-arg]
+    """The live trials in the order in which they were added, in place of the controller's list of all trials.
+
+    A list takes as long to remove a trial as there are trials.
+    """
+
+    def append(self, trial: Trial) -> None:
+        self[trial] = None
+
+    def remove(self, trial: Trial) -> None:
+        del self[trial]
+
+    def index(self, trial: Trial) -> Trial:
+        """What `pop` takes: Ray moves a trial that it retries to the end."""
+        return trial
+
+
 class _PlainClasses:
     """Stands in for the controller's cache of remote classes: in-process, a class is its own actor class."""
 
@@ -301,6 +484,29 @@ class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
     """A trial that costs less: Ray's does for each trial and report what only its own tables and `ResultGrid` need."""
 
     trainable: type
+
+    def init_local_path(self) -> None:
+        """Makes the trial's folder, where it will hold something."""
+        if not isinstance(self.storage, MemoryStorage):
+            super().init_local_path()
+
+    def handle_error(self, exc: Any = None) -> None:
+        """Notes a failure, in a file in the trial's folder."""
+        os.makedirs(self.local_path, exist_ok=True)
+        super().handle_error(exc)
+
+    def on_checkpoint(self, checkpoint_result: _TrainingResult) -> None:
+        """Notes a checkpoint; of those in memory the last one only, since none of them can be damaged."""
+        if isinstance(checkpoint_result.checkpoint, MemoryCheckpoint):
+            self.run_metadata.checkpoint_manager._latest_checkpoint_result = checkpoint_result
+        else:
+            super().on_checkpoint(checkpoint_result)
+
+    def __str__(self) -> str:
+        """The id: Ray puts trials into messages that nobody reads, several times a step."""
+        return str(self.trial_id)
+
+    __repr__ = __str__
 
     def get_trainable_cls(self) -> type:
         """The class itself. Ray unpickles it from its registry for each trial, with all the data it holds."""

@@ -20,7 +20,7 @@ from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, EventLog, StudyEnded, StudyStarted
 from hpo_ray.executors.base import Executor, Resources
 from hpo_ray.executors.binding import bind, can_save, own_request
-from hpo_ray.executors.internals import Controller, StudyStorage, check_ray
+from hpo_ray.executors.internals import Controller, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyResult, StudyState
@@ -92,11 +92,7 @@ def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None,
 
 def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
     study, folder = this.study, this.folder
-    started = time.monotonic()
-
-    def clock() -> float:
-        return round(time.monotonic() - started, 6)
-
+    clock = study.executor.clock()
     state = StudyState()
     with closing(EventLog(folder / FILE_NAME)) as log:
         recorder = Recorder(study, log, state, folder, clock)
@@ -115,7 +111,7 @@ def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
             view.stop()
             if controller is not None:
                 controller.close()
-        recorder.append(StudyEnded(ended, reason, clock()))
+        recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary()))
     result = StudyResult(folder, state)
     saved = state.best is not None and save_best(folder, state.best)
     result.write()  # before the test, which may take long or fail
@@ -167,7 +163,7 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
 def _controller(this: _Run, recorder: Recorder) -> Controller:
     study, folder = this.study, this.folder
     register_trainable(folder.name, this.trainable)
-    storage = StudyStorage(str(folder.parent), folder.name)
+    storage = study.executor.storage(folder)
     source = TrialSource(
         study.searcher,
         trainable=this.trainable,
@@ -177,7 +173,9 @@ def _controller(this: _Run, recorder: Recorder) -> Controller:
         limit=study.draft.plan.trials,
         concurrency=this.concurrency,
         max_failures=study.max_retries,
-        checkpoint_at_end=isinstance(study.trainable, type) and can_save(study.trainable),
+        checkpoint_at_end=(
+            not study.executor.in_memory and isinstance(study.trainable, type) and can_save(study.trainable)
+        ),
         metric=study.draft.task.metric,
     )
     controller = Controller(
@@ -186,7 +184,7 @@ def _controller(this: _Run, recorder: Recorder) -> Controller:
         callbacks=[CheckpointRecorder(recorder, folder), *study.callbacks],
         storage=storage,
         max_pending=this.concurrency,
-        actor_manager=study.executor.actor_manager(),
+        actor_manager=study.executor.actor_manager(study.time_attr),
     )
     if this.resources is not None:
         controller.keep_actors(this.resources, this.concurrency)

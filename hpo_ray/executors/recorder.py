@@ -19,6 +19,7 @@ from ray.tune.schedulers import TrialScheduler
 from hpo_ray.errors import StudyError
 from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
+from hpo_ray.executors.internals import MemoryCheckpoint
 from hpo_ray.results import StudyState, TrialRecord
 from hpo_ray.study import Study
 
@@ -221,10 +222,13 @@ class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A checkpoint is at its final place."""
-        path = Path(checkpoint.path)
-        path = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
+        path: Path | None = None
+        if not isinstance(checkpoint, MemoryCheckpoint):
+            path = Path(checkpoint.path)
+            path = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
         resource = int(trial.last_result.get(self._recorder.time_attr, 0))
-        self._recorder.append(CheckpointSaved(trial.trial_id, resource, str(path), self._recorder.clock()))
+        name = None if path is None else str(path)
+        self._recorder.append(CheckpointSaved(trial.trial_id, resource, name, self._recorder.clock()))
 
 
 def _trained(record: TrialRecord, resource: int) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 from ray.tune import Trainable
@@ -41,13 +39,13 @@ class AnalyticFunction(Trainable):  # type: ignore[misc]  # Ray ships no types
         self.resource += 1
         return {"loss": self.value(min(1.0, self.resource / self.max_resource))}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes the resource to `state.json`."""
-        (Path(checkpoint_dir) / "state.json").write_text(json.dumps({"resource": self.resource}))
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
+        """The resource, which Ray writes to a file."""
+        return {"resource": self.resource}
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
+    def load_checkpoint(self, checkpoint: dict[str, int]) -> None:
         """Continues at the resource of a checkpoint."""
-        self.resource = json.loads((Path(checkpoint_dir) / "state.json").read_text())["resource"]
+        self.resource = checkpoint["resource"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Starts another trial. Returns True: Ray may reuse the actor."""

@@ -1,5 +1,19 @@
 """Laws that every method, searcher, scheduler and trainable obeys: for our tests, and for parts of your own."""
 
-from hpo_ray.testing.laws import check_same_events, run_study, timeless
+from hpo_ray.testing.laws import (
+    check_same_decisions,
+    check_same_events,
+    check_same_proposals,
+    check_time_never_goes_back,
+    run_study,
+    timeless,
+)
 
-__all__ = ["check_same_events", "run_study", "timeless"]
+__all__ = [
+    "check_same_decisions",
+    "check_same_events",
+    "check_same_proposals",
+    "check_time_never_goes_back",
+    "run_study",
+    "timeless",
+]

@@ -8,17 +8,18 @@ def test_my_scheduler(tmp_path):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hpo_ray.config import load
-from hpo_ray.events import FILE_NAME, Event, StudyStarted, read
+from hpo_ray.events import FILE_NAME, CheckpointSaved, Event, StudyStarted, read
 from hpo_ray.results import StudyResult
 from hpo_ray.study import build, draft
 
-_CLOCKS = ("time", "seconds")
+_CLOCKS = ("time", "seconds", "simulation")
 
 
 def run_study(overrides: Sequence[str], root: Path, config_dir: str | None = None) -> StudyResult:
@@ -51,12 +52,52 @@ def check_same_events(first: StudyResult, second: StudyResult) -> None:
     Raises:
         AssertionError: the message shows the first event that differs.
     """
-    a, b = timeless(first), timeless(second)
+    _check_same(first, second, timeless(first), timeless(second))
+
+
+def _check_same(
+    first: StudyResult, second: StudyResult, a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
+) -> None:
     for number, (x, y) in enumerate(zip(a, b, strict=False), 1):
         if x != y:
             raise AssertionError(f"line {number} differs:\n  {first.path}: {x}\n  {second.path}: {y}")
     if len(a) != len(b):
         raise AssertionError(f"{first.path} has {len(a)} events, {second.path} has {len(b)}")
+
+
+def check_same_decisions(first: StudyResult, second: StudyResult) -> None:
+    """Law: as `check_same_events`, checkpoints left out: a simulated cluster keeps them in memory.
+
+    Raises:
+        AssertionError: the message shows the first event that differs.
+    """
+    a, b = ([event for event in timeless(r) if event["event"] != CheckpointSaved.kind] for r in (first, second))
+    _check_same(first, second, a, b)
+
+
+def check_same_proposals(first: StudyResult, second: StudyResult) -> None:
+    """Law: more workers never change which configurations a seeded source proposes first.
+
+    For searchers that don't look at results. The shorter study's configurations are the first of the longer one's.
+
+    Raises:
+        AssertionError: the message shows the first configuration that differs.
+    """
+    for a, b in zip(first.trials, second.trials, strict=False):
+        if a.config != b.config:
+            raise AssertionError(f"trial {a.number} differs:\n  {first.path}: {a.config}\n  {second.path}: {b.config}")
+
+
+def check_time_never_goes_back(result: StudyResult) -> None:
+    """Law: the clock of a study, real or virtual, never goes back.
+
+    Raises:
+        AssertionError: the message names the line of the log.
+    """
+    times = [event.time for event in read(result.path / FILE_NAME)[1:]]
+    for line, (before, after) in enumerate(zip([0.0, *times], times, strict=False), 2):
+        if not before <= after < math.inf:
+            raise AssertionError(f"{result.path / FILE_NAME}, line {line}: at {after} s, after {before} s")
 
 
 def _timeless(event: Event) -> dict[str, Any]:

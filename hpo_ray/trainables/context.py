@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-SPLIT, TRIAL, SEARCHER, SCHEDULER = range(4)
+SPLIT, TRIAL, SEARCHER, SCHEDULER, WORKER = range(5)
 """Roles of the random streams that one study seed is the root of."""
 
 

@@ -13,7 +13,7 @@ from hpo_ray.errors import StudyError
 from hpo_ray.events import FILE_NAME, CheckpointSaved, Decided, Reported, TrialAdded, TrialEnded, TrialRetried, read
 from hpo_ray.results import StudyResult, load_study
 from hpo_ray.schedulers import hyperband_brackets
-from hpo_ray.testing import check_same_events, run_study, timeless
+from hpo_ray.testing import check_same_decisions, check_same_events, run_study, timeless
 
 SPACE = "space={lr: {low: 0.01, high: 1.0}}"
 EXECUTORS = ["inprocess", pytest.param("ray", marks=pytest.mark.ray)]
@@ -29,7 +29,7 @@ def executor(request: pytest.FixtureRequest) -> str:
 
 def workers(executor: str, number: int) -> list[str]:
     """The overrides that give an executor this many workers."""
-    slots = f"executor.workers={number}" if executor == "inprocess" else "executor.num_cpus=4"
+    slots = "executor.num_cpus=4" if executor == "ray" else f"executor.workers={number}"
     return [f"executor={executor}", slots, f"budget.concurrency={number}"]
 
 
@@ -78,6 +78,7 @@ def test_law_same_events_on_every_executor(folder: Path, ray_cluster: None, meth
     inprocess = run_study([*overrides, *workers("inprocess", 1)], folder / "a")
     on_ray = run_study([*overrides, *workers("ray", 1)], folder / "b")
     check_same_events(inprocess, on_ray)
+    check_same_decisions(on_ray, run_study([*overrides, *workers("simulated", 1)], folder / "c"))
     assert len(timeless(inprocess)) > 20
 
 

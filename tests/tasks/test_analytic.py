@@ -69,8 +69,7 @@ def test_checkpoint_and_reset(tmp_path):
         trial, other = Hartmann6(dict(MINIMISER)), Hartmann6(dict(MINIMISER))
         fresh = Hartmann6({**MINIMISER, "x1": 0.5}).step()
         trial.step(), trial.step()
-        assert trial.save_checkpoint(str(tmp_path)) is None
-        other.load_checkpoint(str(tmp_path))
+        other.load_checkpoint(trial.save_checkpoint(str(tmp_path)))
         assert trial.step() == other.step()
         assert trial.reset_config({**MINIMISER, "x1": 0.5}) is True
         assert trial.step() == fresh
