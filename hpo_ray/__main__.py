@@ -249,7 +249,7 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
     from hpo_ray.best import CHECKPOINT_FOLDER
     from hpo_ray.results import BEST_FOLDER
-    from hpo_ray.view import ENDED, clock, config_text, count, incumbent
+    from hpo_ray.view import ENDED, clock, config_text, count, incumbent, virtual_clock
 
     state, unit = result.state, draft.task.unit
     assert state.ended is not None
@@ -262,7 +262,7 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     took = clock(state.ended.time)
     if simulation := state.ended.simulation:
         workers = count(simulation["workers"], "worker")
-        took += f" on {workers} (virtual; it took {simulation['wall_seconds']:.1f} s here)"
+        took = f"{virtual_clock(state.ended.time)} on {workers} (virtual; {simulation['wall_seconds']:.1f} s here)"
     lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent}, {took}")
     best = result.best
     folder = _short(result.path)
@@ -292,7 +292,7 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
 
 def _simulation_table(state: StudyState, draft: Draft) -> list[str]:
     """What a simulated cluster did in each fifth of the virtual time."""
-    from hpo_ray.view import clock
+    from hpo_ray.view import virtual_clock
 
     assert state.ended is not None and state.ended.simulation is not None
     simulation, end = state.ended.simulation, state.ended.time
@@ -303,7 +303,7 @@ def _simulation_table(state: StudyState, draft: Draft) -> list[str]:
         busy = [share for t, share in simulation["utilisation_over_time"] if before < t <= until + 1e-9]
         best = next((i for i in reversed(state.incumbents) if i.time <= until + 1e-9), None)
         known = "" if best is None else f"{best.value:.6g} at {draft.task.unit} {best.resource}"
-        rows.append(["", clock(until), f"{sum(busy) / len(busy):.0%}" if busy else "", known])
+        rows.append(["", virtual_clock(until), f"{sum(busy) / len(busy):.0%}" if busy else "", known])
         before = until
     lost = f", {simulation['lost_workers']} lost" if simulation["lost_workers"] else ""
     head = f"simulated  {simulation['workers']} workers{lost}, {simulation['utilisation']:.0%} busy; "
@@ -311,10 +311,12 @@ def _simulation_table(state: StudyState, draft: Draft) -> list[str]:
 
 
 def _next(draft: Draft, typed: Sequence[str]) -> str:
-    """The same command with three times the resource."""
-    key = "scheduler.max_resource"
+    """The same command with three times the resource; of a simulation, with twice the workers."""
+    key, value = "scheduler.max_resource", 3 * draft.max_resource
+    if draft.virtual_workers:
+        key, value = "executor.workers", 2 * draft.virtual_workers
     kept = [a for a in typed if not a.startswith((f"{key}=", "study.name="))]
-    return shlex.join([_python(), "-m", "hpo_ray", *kept, f"{key}={3 * draft.max_resource}"])
+    return shlex.join([_python(), "-m", "hpo_ray", *kept, f"{key}={value}"])
 
 
 def _python() -> str:

@@ -184,6 +184,8 @@ def draft(config: DictConfig) -> Draft:
 def build(drafted: Draft) -> Study:
     """Imports the user's code and makes the parts of a study. Starts nothing and writes nothing.
 
+    A trainable class that has a class method `check_study(context)` is asked whether it can do what the study wants.
+
     Raises:
         ConfigError: something can't be imported, or a part refuses its settings.
     """
@@ -202,6 +204,17 @@ def build(drafted: Draft) -> Study:
             key="task.trainable",
         )
     resources = config["resources"]
+    context = TrialContext(
+        study_seed=drafted.seed,
+        max_resource=drafted.max_resource,
+        args=task.args,
+        cpus=resources["cpu"],
+        gpus=resources["gpu"],
+        precision=config["trainable"]["precision"],
+        space=drafted.space,
+    )
+    if hasattr(trainable, "check_study"):
+        trainable.check_study(context)
     return Study(
         draft=drafted,
         trainable=trainable,
@@ -211,14 +224,7 @@ def build(drafted: Draft) -> Study:
         callbacks=tuple(
             make(f"tracker.callbacks[{i}]", section) for i, section in enumerate(config["tracker"]["callbacks"])
         ),
-        context=TrialContext(
-            study_seed=drafted.seed,
-            max_resource=drafted.max_resource,
-            args=task.args,
-            cpus=resources["cpu"],
-            gpus=resources["gpu"],
-            precision=config["trainable"]["precision"],
-        ),
+        context=context,
         time_attr=config["scheduler"].get("time_attr", "training_iteration"),
         max_retries=config["failure"]["max_retries"],
     )

@@ -226,6 +226,11 @@ def count(n: int, unit: str) -> str:
     return f"{n} {unit}" if n == 1 else f"{n} {unit}s"
 
 
+def virtual_clock(seconds: float) -> str:
+    """As `clock`, but with digits where a simulation takes less than a minute."""
+    return clock(seconds) if seconds >= 60 else f"{seconds:.3g} s"
+
+
 def clock(seconds: float) -> str:
     """Seconds as `m:ss`, or `h:mm:ss` from an hour on."""
     minutes, s = divmod(int(seconds), 60)

@@ -78,7 +78,7 @@ def test_law_every_scheduler_has_its_algorithm_beside_it(path: Path) -> None:
 @pytest.mark.parametrize("task", sorted(p.stem for p in (CONF / "task").glob("*.yaml")))
 @pytest.mark.parametrize("method", sorted(p.stem for p in (CONF / "method").glob("*.yaml")))
 def test_every_method_plans_every_task(task: str, method: str) -> None:
-    own = ["task.trainable=mine.train", "space={lr: [0.1, 0.2]}"] if task == "custom" else []
+    own = ["task.trainable=mine.train", "space={lr: [0.1, 0.2]}"] if task in ("custom", "recorded") else []
     drafted = draft(load([f"task={task}", f"method={method}", *own]))
     assert drafted.method == method and drafted.task.name == task and drafted.plan.trials
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -57,6 +58,7 @@ class Call:
             self.value = getattr(trainable, self.method)(*self.args, **self.kwargs)
         except (Exception, SystemExit, KeyboardInterrupt):  # an actor that exits is a failed trial, not a failed study
             self.error = TrialFailure(traceback.format_exc())
+            self.error.__cause__ = sys.exc_info()[1]
 
     def deliver(self) -> None:
         """Tells the controller the outcome, once."""
@@ -233,8 +235,10 @@ class InProcessActorManager:
             return
         try:
             self._objects[actor] = cls(**kwargs)
-        except (Exception, SystemExit):
-            self._fail(actor, TrialFailure(traceback.format_exc()))
+        except (Exception, SystemExit) as error:
+            failure = TrialFailure(traceback.format_exc())
+            failure.__cause__ = error
+            self._fail(actor, failure)
             return
         if actor._on_start:
             actor._on_start(actor)

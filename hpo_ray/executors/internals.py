@@ -266,6 +266,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     """
 
     _wrapper: Any = None
+    study_error: StudyError | None = None
+    """What a trainable has raised that ends the study, and not only its trial."""
 
     def __init__(
         self,
@@ -409,6 +411,9 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         """A failure while an actor was reset for the trial leaves the trial as one that was started."""
         if trial in self._resetting_trials:
             self._leave_reset(trial)
+        cause = getattr(exception, "cause", None) or exception.__cause__  # Ray's, or ours
+        if isinstance(cause, StudyError):
+            self.study_error = cause
         super()._trial_task_failure(trial, exception)
 
     def _on_trial_reset(self, trial: Trial, success: bool) -> None:

@@ -133,8 +133,8 @@ def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View
             controller.step()
         elapsed_s = recorder.clock()
         view.update(recorder.state, elapsed_s)
-        if recorder.error is not None:
-            raise recorder.error
+        if error := recorder.error or controller.study_error:
+            raise error
         if signals.received is not None:
             return "interrupted", f"{signal.Signals(signals.received).name} received"
         if recorder.target_reached:

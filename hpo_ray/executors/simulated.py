@@ -381,7 +381,7 @@ class SimulatedExecutor(InProcessExecutor):
             "workers": self.workers,
             "cost": self._cost.source,
             "utilisation": round(busy.mean(simulation.now), 4),
-            "utilisation_over_time": [[round(t, 3), round(u, 4)] for t, u in busy.over_time(simulation.now)],
+            "utilisation_over_time": [[round(t, 6), round(u, 4)] for t, u in busy.over_time(simulation.now)],
             "lost_workers": simulation.lost_workers,
             "wall_seconds": round(time.monotonic() - self._started, 3),
         }

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from hpo_ray.space import Space
 
 SPLIT, TRIAL, SEARCHER, SCHEDULER, WORKER = range(5)
 """Roles of the random streams that one study seed is the root of."""
@@ -36,6 +39,7 @@ class TrialContext:
         args: the constants of `task.args`: data paths and the like.
         cpus: processor cores that the trial was given.
         gpus: GPUs, or the fraction of one, that the trial was given.
+        space: the space that configurations come from; None outside of a study.
         precision: `fp32`, `bf16` or `fp16`: the arithmetic of `TorchTrainable`'s forward passes.
     """
 
@@ -46,6 +50,7 @@ class TrialContext:
     cpus: float = 1.0
     gpus: float = 0.0
     precision: str = "fp32"
+    space: Space | None = None
 
     @property
     def seed(self) -> int:

@@ -161,7 +161,7 @@ def test_lost_workers_fail_their_trials_without_retries(folder: Path) -> None:
 
 
 def test_workers_are_lost_as_often_as_asked_for(folder: Path) -> None:
-    # 400 trials of 180 s: 20 hours of work and some of it again. At 5 an hour some 100 are expected, and a Poisson count
+    # 400 trials of 180 s: 20 hours of work, some of it again. At 5 an hour some 100 are expected, and a Poisson count
     # lies within four standard deviations, 40.
     overrides = ["method=random", "task=branin", "budget.trials=400", "task.max_resource=9", *simulated(20)]
     result = run_study([*overrides, "executor.step_s=20", "executor.failures=5", "failure.max_retries=99"], folder)
@@ -202,7 +202,7 @@ def test_the_result_tells_the_incumbent_over_virtual_time(folder: Path) -> None:
         assert after["resource"] > before["resource"] or after["value"] < before["value"]
     assert content["totals"]["seconds"] == end(result)
     over_time = content["simulation"]["utilisation_over_time"]
-    assert over_time[0][1] == 1.0 and over_time[-1][0] == pytest.approx(end(result), abs=1e-3)
+    assert over_time[0][1] == 1.0 and over_time[-1][0] == pytest.approx(end(result), abs=1e-5)
     assert load_study(result.path).to_json()["simulation"] == content["simulation"]
 
 
