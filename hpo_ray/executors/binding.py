@@ -78,8 +78,12 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         # In-process, the driver's own storage would come here, and both sides count checkpoints.
         storage = copy.copy(storage)
         self._enter_trial(config, storage)
-        with self._scope():
-            super().__init__(config, storage)
+        try:
+            with self._scope():
+                super().__init__(config, storage)
+        except BaseException:
+            self._leave_trial()  # nobody stops an object that was never built
+            raise
 
     def train(self) -> dict[str, Any]:
         """One step, in the trial's scope."""
