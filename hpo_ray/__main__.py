@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -27,6 +28,7 @@ Tunes hyperparameters with Ray Tune. One command per method, one override to cha
 verbs
   run (default)   tune:               python -m hpo_ray method=hyperband task=digits_mlp
   plan [--json]   what run would do:  python -m hpo_ray plan method=hyperband scheduler.max_resource=81
+  compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
   list            what there is: methods, tasks, searchers, schedulers, studies
 
 your own training code, a function or class of Ray Tune:
@@ -95,8 +97,8 @@ def _dispatch(typed: list[str]) -> int:
         return 0
     if flags & {"-m", "--multirun"}:
         raise ConfigError(
-            "-m: not taken, since a sweep is what a method does. To compare methods or settings, run one study for "
-            "each, with study.name=NAME",
+            "-m: not taken, since a sweep is what a method does. To compare methods or settings: "
+            "python -m hpo_ray compare 'methods=[random, asha, asha scheduler.eta=4]' seeds=10",
             key="-m",
         )
     if flags & set(HYDRA_FLAGS):
@@ -176,6 +178,33 @@ def _plan(typed: list[str]) -> int:
     return 0
 
 
+def _compare(typed: list[str]) -> int:
+    options = _parser("compare").parse_intermixed_args(typed)
+    _check_overrides(options.overrides)
+    from hpo_ray.compare import FIGURE, TABLE, parse, run_all
+    from hpo_ray.report.comparison import table
+
+    comparison = parse(options.overrides, options.config_dir, options.config_name)
+    quiet = comparison.first.config["view"] == "none"
+    outcome = run_all(comparison, (lambda line: None) if quiet else (lambda line: print(line, flush=True)))
+    scale, again = comparison.scale, "type the same command again to go on"
+    if not quiet:
+        print()
+        if outcome.rows:
+            _print_table(table(outcome.rows, scale))
+            whose, loss = outcome.target
+            goal = f"{scale.name} {scale.shown(loss):.4g}" if math.isfinite(loss) else "not reached by it"
+            print(f"target     {goal}: the median of {whose}, at full resource ({comparison.first.max_resource})")
+        for study, reason in outcome.failed:
+            print(f"failed     {study}: {reason}")
+        print(f"all of it  {_short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
+        if outcome.interrupted:
+            print(f"interrupted after {outcome.done} of {outcome.total} studies; {again}")
+    if outcome.interrupted:
+        return 143 if outcome.interrupted.startswith("SIGTERM") else 130
+    return 1 if outcome.failed else 0
+
+
 def _list(typed: list[str]) -> int:
     parser = _parser("list")
     options = parser.parse_intermixed_args(typed)
@@ -192,7 +221,7 @@ def _list(typed: list[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "plan": _plan, "list": _list}
+VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "plan": _plan, "compare": _compare, "list": _list}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -211,15 +240,19 @@ def _parser(verb: str) -> argparse.ArgumentParser:
 
 
 def _draft(options: argparse.Namespace) -> Draft:
-    for override in options.overrides:
-        if override in VERBS:
-            raise ConfigError(f"{override}: the verb comes first, `python -m hpo_ray {override} ...`", key=override)
-        if "=" not in override and not override.startswith("~"):
-            raise ConfigError(f"{override}: not an override; write key=value", key=override)
+    _check_overrides(options.overrides)
     from hpo_ray.config import load
     from hpo_ray.study import draft
 
     return draft(load(options.overrides, options.config_dir, options.config_name))
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if override in VERBS:
+            raise ConfigError(f"{override}: the verb comes first, `python -m hpo_ray {override} ...`", key=override)
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override}: not an override; write key=value", key=override)
 
 
 def _hydra(typed: list[str]) -> int:
@@ -337,16 +370,22 @@ def _one_liner(path: Path) -> str:
 
 
 def _is_study(folder: Path) -> bool:
+    from hpo_ray.compare import FILE
     from hpo_ray.events import FILE_NAME
 
-    return (folder / FILE_NAME).is_file()
+    return (folder / FILE_NAME).is_file() or (folder / FILE).is_file()
 
 
 def _study_line(folder: Path) -> str:
-    """A study in one line, from its result.json."""
+    """A study in one line, from its result.json; a comparison, from its own file."""
+    from hpo_ray.compare import FILE
     from hpo_ray.results import RESULT_FILE
 
     try:
+        if (folder / FILE).is_file():
+            compared = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            state = "finished" if compared["finished"] else "not finished"
+            return f"{state}: {', '.join(compared['command']['methods'])} compared"
         result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         best, totals = result["best"], result["totals"]
         value = f"{result['metric']['name']} {best['value']:.6g}, " if best else ""

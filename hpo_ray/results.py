@@ -258,6 +258,7 @@ class StudyResult:
             "state": ended.state if ended else "running",
             "reason": ended.reason if ended else "",
             "seed": started.seed,
+            "max_resource": started.max_resource,
             "metric": {"name": started.metric, "mode": started.mode},
             "best": self._best_json(),
             "best_seen": best_seen,
@@ -296,8 +297,8 @@ class StudyResult:
 
     def write(self) -> None:
         """Writes result.json and trials.jsonl, each whole or not at all."""
-        _replace(self.path / TRIALS_FILE, "".join(json.dumps(trial.to_json()) + "\n" for trial in self.trials))
-        _replace(self.path / RESULT_FILE, json.dumps(self.to_json(), indent=2) + "\n")
+        write_whole(self.path / TRIALS_FILE, "".join(json.dumps(trial.to_json()) + "\n" for trial in self.trials))
+        write_whole(self.path / RESULT_FILE, json.dumps(self.to_json(), indent=2) + "\n")
 
 
 def fold(events: Iterable[Event]) -> StudyState:
@@ -325,7 +326,8 @@ def load_study(path: str | Path) -> StudyResult:
     return StudyResult(path, state, *((best["test_metrics"], best["test_error"]) if best else ()))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file such that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -1,0 +1,387 @@
+"""`compare`: methods times seeds, one study each, under the same budget; interrupted, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from hpo_ray.config import load
+from hpo_ray.errors import ConfigError, StudyError
+from hpo_ray.report.comparison import Row, Scale, Trace, draw, markdown, rows_of, table, target_of, trace
+from hpo_ray.results import RESULT_FILE, write_whole
+from hpo_ray.schedulers.brackets import DEFAULT_TRIALS
+from hpo_ray.study import Draft, build, draft
+
+FILE = "comparison.json"
+TABLE = "table.md"
+FIGURE = "incumbent.png"
+_BUDGET = ("budget.trials", "budget.rounds", "budget.time_s", "budget.resource", "budget.target")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of the methods that are compared.
+
+    Attributes:
+        label: as typed: a method, and maybe overrides after it: `asha scheduler.eta=4`.
+        config: its configuration; seed and name are set for each study.
+        draft: the study that it is.
+    """
+
+    label: str
+    config: DictConfig
+    draft: Draft
+
+    def folder(self, seed: int) -> str:
+        """The name of its study of a seed."""
+        return f"{re.sub(r'[^A-Za-z0-9_.+=-]+', '_', self.label)}-seed{seed}"
+
+    def study(self, root: Path, seed: int) -> Draft:
+        """Its study of a seed."""
+        self.config.seed = seed
+        self.config.study.root = str(root)
+        self.config.study.name = self.folder(seed)
+        return draft(self.config)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        overrides: what all methods share, as typed.
+        entries: the methods.
+        seeds: one study of each method for each.
+        name: the comparison's folder in `root`; None for the next free one.
+    """
+
+    overrides: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    root: Path
+    name: str | None
+    config_dir: str | None
+    config_name: str | None
+
+    @property
+    def first(self) -> Draft:
+        """The first method's study, for what all share."""
+        return self.entries[0].draft
+
+    @property
+    def scale(self) -> Scale:
+        """How values are compared."""
+        task = self.first.task
+        virtual = bool(self.first.virtual_workers)
+        return Scale(task.metric, 1 if task.mode == "min" else -1, task.optimum, task.unit, virtual)
+
+    def command(self) -> dict[str, Any]:
+        """What makes two comparisons the same, but for the number of seeds."""
+        return {
+            "methods": [entry.label for entry in self.entries],
+            "overrides": sorted(o for o in self.overrides if not o.startswith(("study.", "view="))),
+            "config_dir": self.config_dir,
+            "config_name": self.config_name,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A comparison that has run, or as much of it as has.
+
+    Attributes:
+        folder: where it lies.
+        rows: the table; empty while some method has no study yet.
+        target: (whose median, what loss).
+        done: studies that have ended, of `total`.
+        failed: of these, those that failed, with why.
+        interrupted: the reason, if a signal ended it.
+    """
+
+    folder: Path
+    rows: tuple[Row, ...]
+    target: tuple[str, float]
+    done: int
+    total: int
+    failed: tuple[tuple[str, str], ...]
+    interrupted: str | None
+
+
+def parse(overrides: Sequence[str], config_dir: str | None = None, config_name: str | None = None) -> Comparison:
+    """Takes `methods=` and `seeds=` out of what was typed, and drafts a study of each method.
+
+    Unless the command says otherwise, all get the same resource: that of 20 full trainings.
+
+    Raises:
+        ConfigError: they are missing or can't be, or a method's configuration can't.
+    """
+    own = {"methods": "", "seeds": "10"}
+    shared = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in own:
+            own[key] = value
+        elif key.lstrip("+~") in ("method", "seed"):
+            raise ConfigError(
+                f"{override}: compare takes {key}s={'[random,asha]' if key == 'method' else '20'}", key=key
+            )
+        else:
+            shared.append(override)
+    labels, seeds = _labels(own["methods"]), _seeds(own["seeds"])
+    drafted = [_entry(label, shared, config_dir, config_name) for label in labels]
+    if not any(override.lstrip("+").startswith(_BUDGET) for override in [*shared, *" ".join(labels).split()]):
+        resource = DEFAULT_TRIALS * max(entry.draft.max_resource for entry in drafted)
+        drafted = [_entry(label, [*shared, f"budget.resource={resource}"], config_dir, config_name) for label in labels]
+    first = drafted[0].draft
+    for entry in drafted[1:]:
+        for what in ("name", "metric", "mode"):
+            a, b = getattr(first.task, what), getattr(entry.draft.task, what)
+            if a != b:
+                raise ConfigError(
+                    f"methods={entry.label}: its task.{what} is {b}, that of {drafted[0].label} is {a}; compare "
+                    f"methods on one task",
+                    key="methods",
+                )
+    return Comparison(tuple(shared), tuple(drafted), seeds, first.root, first.name, config_dir, config_name)
+
+
+def run_all(comparison: Comparison, say: Callable[[str], None]) -> Outcome:
+    """Runs what has not run yet, and writes table and figure.
+
+    Args:
+        comparison: what to compare.
+        say: is told a line as each study ends.
+
+    Raises:
+        ConfigError: a method can't be built, or the folder is taken. Nothing was run.
+    """
+    studies = [build(entry.study(Path("."), comparison.seeds[0])) for entry in comparison.entries]  # errors come first
+    from hpo_ray.executors.base import Resources
+    from hpo_ray.executors.loop import run
+    from hpo_ray.view import View
+
+    interrupted = None
+    total = len(comparison.entries) * len(comparison.seeds)
+    with _folder(comparison) as folder:
+        say(f"{headline(comparison)} -> {folder}")
+        keeper = studies[0].executor  # one Ray cluster for all
+        keeper.start(Resources(studies[0].context.cpus, studies[0].context.gpus))
+        try:
+            number = 0
+            for seed in comparison.seeds:  # all methods of a seed, so that an interrupted comparison is balanced
+                for entry in comparison.entries:
+                    number += 1
+                    place = folder / entry.folder(seed)
+                    if _result(place) is not None:
+                        continue
+                    shutil.rmtree(place, ignore_errors=True)  # it was interrupted
+                    try:
+                        ended = run(build(entry.study(folder, seed)), View()).state.ended
+                    except StudyError as error:
+                        say(f"[{number}/{total}] {entry.label}, seed {seed}: failed: {str(error).splitlines()[0]}")
+                        continue
+                    if ended is not None and ended.state == "interrupted":
+                        shutil.rmtree(place)
+                        interrupted = ended.reason
+                        break
+                    say(f"[{number}/{total}] {entry.label}, seed {seed}: {_one_line(_result(place), comparison)}")
+                if interrupted:
+                    break
+        finally:
+            keeper.stop()
+        return _write(comparison, folder, interrupted)
+
+
+def headline(comparison: Comparison) -> str:
+    """What is compared, in one line."""
+    from hpo_ray.view import clock, count
+
+    first = comparison.first
+    plan, budget, unit = first.plan, first.budget, first.task.unit
+    limits = [clock(budget.time_s)] if budget.time_s is not None else []
+    limits += [count(budget.resource, unit)] if budget.resource is not None else []
+    limits = limits or ([count(plan.trials, "trial")] if plan.trials and budget.trials else ["each its own budget"])
+    where = count(first.virtual_workers, "virtual worker") if first.virtual_workers else ""
+    parts = [f"{count(len(comparison.entries), 'method')} x {count(len(comparison.seeds), 'seed')}", *limits, where]
+    return f"compare on {first.task.name}: {', '.join(part for part in parts if part)}"
+
+
+def _labels(text: str) -> list[str]:
+    example = "methods=[random,hyperband,asha]"
+    if not text:
+        raise ConfigError(f"compare needs methods, {example}", key="methods")
+    try:
+        labels = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "no list"
+        raise ConfigError(f"methods={text}: can't be parsed: {problem}; write {example}", key="methods") from None
+    labels = [labels] if isinstance(labels, str) else labels
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
+        raise ConfigError(f"methods={text}: must be a list, {example}", key="methods")
+    labels = [" ".join(str(label).split()) for label in labels]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise ConfigError(f"methods={text}: {twice} is there twice", key="methods")
+    return labels
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    numbers = re.fullmatch(r"\d+", text), re.fullmatch(r"\[\s*\d+(\s*,\s*\d+)*\s*\]", text)
+    seeds = range(int(text)) if numbers[0] else [int(n) for n in re.findall(r"\d+", text)] if numbers[1] else []
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"seeds={text}: must be how many, seeds=20, or a list of different ones, seeds=[3,4]", key="seeds"
+        )
+    return tuple(seeds)
+
+
+def _entry(label: str, shared: Sequence[str], config_dir: str | None, config_name: str | None) -> Entry:
+    method, *own = label.split()
+    typed = [method if "=" in method else f"method={method}", *shared, *own]
+    try:
+        config = load(typed, config_dir, config_name)
+        return Entry(label, config, draft(config))
+    except ConfigError as error:
+        raise ConfigError(f"methods={label}: {error}", error.key) from None
+
+
+@contextmanager
+def _folder(comparison: Comparison) -> Iterator[Path]:
+    """The comparison's folder, locked: an unfinished one of the same command, or a new one."""
+    root = comparison.root
+    prefix = f"{comparison.first.task.name}-compare-"
+    taken = [
+        int(path.name[len(prefix) :])
+        for path in (root.iterdir() if root.is_dir() else ())
+        if path.name.startswith(prefix) and path.name[len(prefix) :].isdigit()
+    ]
+    candidates = [comparison.name] if comparison.name else [f"{prefix}{n}" for n in sorted(taken)]
+    for name in candidates:
+        folder = root / name
+        known = _read(folder / FILE)
+        if known is None:
+            if comparison.name and folder.exists():
+                raise ConfigError(f"study.name={name}: {folder} is there already; choose another name", "study.name")
+            continue
+        if known["command"] != comparison.command():
+            if comparison.name:
+                raise ConfigError(
+                    f"study.name={name}: {folder} is another comparison, of {', '.join(known['command']['methods'])}; "
+                    f"choose another name",
+                    key="study.name",
+                )
+            continue
+        if known["finished"] and not comparison.name:
+            continue
+        with _lock(folder) as free:
+            if free:
+                yield folder
+                return
+            if comparison.name:
+                raise ConfigError(f"study.name={name}: {folder} is running in another process", key="study.name")
+    while True:
+        folder = root / (comparison.name or f"{prefix}{max(taken, default=0) + 1}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            taken.append(max(taken, default=0) + 1)
+            continue
+        except OSError as error:
+            raise ConfigError(f"study.root={root}: can't be written: {error.strerror}", key="study.root") from None
+        break
+    with _lock(folder):
+        _write_file(folder, {"command": comparison.command(), "finished": False})
+        yield folder
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Whether the folder is ours alone; where the system has no such locks, it is taken to be."""
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _write(comparison: Comparison, folder: Path, interrupted: str | None) -> Outcome:
+    """Table and figure of the seeds that all methods have done."""
+    scale = comparison.scale
+    results = {
+        e.label: {seed: _result(folder / e.folder(seed)) for seed in comparison.seeds} for e in comparison.entries
+    }
+    complete = [seed for seed in comparison.seeds if all(of_method[seed] for of_method in results.values())]
+    failed = tuple(
+        (f"{label}, seed {seed}", result["reason"].splitlines()[0])
+        for label, of_method in results.items()
+        for seed, result in of_method.items()
+        if result and result["state"] == "failed"
+    )
+    done = sum(result is not None for of_method in results.values() for result in of_method.values())
+    total = len(comparison.entries) * len(comparison.seeds)
+    content: dict[str, Any] = {
+        "command": comparison.command(),
+        "finished": done == total,
+        "seeds": complete,
+        "metric": {"name": scale.metric, "mode": comparison.first.task.mode, "optimum": scale.optimum},
+    }
+    if not complete:
+        _write_file(folder, content)
+        return Outcome(folder, (), ("", math.inf), done, total, failed, interrupted)
+    traces: dict[str, list[Trace]] = {
+        label: [trace(result, scale) for seed in complete if (result := of_method[seed])]
+        for label, of_method in results.items()
+    }
+    rows = rows_of(traces, scale)
+    whose, target = target_of(traces)
+    content["target"] = {"of": whose, scale.name: scale.shown(target) if math.isfinite(target) else None}
+    content["rows"] = [asdict(row) for row in rows]
+    _write_file(folder, content)
+    write_whole(folder / TABLE, f"{headline(comparison)}\n\n{markdown(table(rows, scale))}\n")
+    draw(folder / FIGURE, traces, scale, headline(comparison))
+    return Outcome(folder, tuple(rows), (whose, target), done, total, failed, interrupted)
+
+
+def _write_file(folder: Path, content: dict[str, Any]) -> None:
+    write_whole(folder / FILE, json.dumps({"schema_version": 1, **content}, indent=2) + "\n")
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    """What a study left, if it has ended by itself."""
+    result = _read(folder / RESULT_FILE)
+    return result if result is not None and result.get("state") in ("finished", "failed") else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _one_line(result: dict[str, Any] | None, comparison: Comparison) -> str:
+    from hpo_ray.view import clock, count
+
+    if result is None:
+        return "left no result"
+    best, totals, unit = result["best"], result["totals"], comparison.first.task.unit
+    value = f"{result['metric']['name']} {best['value']:.6g} at {unit} {best['resource']}" if best else "no value"
+    virtual = " virtual" if comparison.scale.virtual else ""
+    return f"{value}, {count(totals['resource'], unit)}, {clock(totals['seconds'])}{virtual}"
