@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import OmegaConf
 
 from hpo_ray.errors import StudyError
-from hpo_ray.results import BEST_FOLDER, TrialRecord
+from hpo_ray.results import BEST_FOLDER
 from hpo_ray.study import load_trainable
 from hpo_ray.trainables.context import TrialContext, use_context
+from hpo_ray.trials import TrialRecord
 
 if TYPE_CHECKING:
     from ray.tune import Checkpoint, Trainable

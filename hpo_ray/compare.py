@@ -353,13 +353,13 @@ def _write(comparison: Comparison, folder: Path, interrupted: str | None) -> Out
     content["target"] = {"of": whose, scale.name: scale.shown(target) if math.isfinite(target) else None}
     content["rows"] = [asdict(row) for row in rows]
     _write_file(folder, content)
-    write_whole(folder / TABLE, f"{headline(comparison)}\n\n{markdown(table(rows, scale))}\n")
+    write_whole(folder / TABLE, [f"{headline(comparison)}\n\n{markdown(table(rows, scale))}\n"])
     draw(folder / FIGURE, traces, scale, headline(comparison))
     return Outcome(folder, tuple(rows), (whose, target), done, total, failed, interrupted)
 
 
 def _write_file(folder: Path, content: dict[str, Any]) -> None:
-    write_whole(folder / FILE, json.dumps({"schema_version": 1, **content}, indent=2) + "\n")
+    write_whole(folder / FILE, [json.dumps({"schema_version": 1, **content}, indent=2) + "\n"])
 
 
 def _result(folder: Path) -> dict[str, Any] | None:

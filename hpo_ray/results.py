@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,64 +28,12 @@ from hpo_ray.events import (
     TrialRetried,
     read,
 )
+from hpo_ray.trials import TrialRecord, Trials
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.jsonl"
 BEST_FOLDER = "best"
-
-
-@dataclass
-class TrialRecord:
-    """One trial.
-
-    Attributes:
-        trial_id: its id in Ray Tune and in the log.
-        number: its number in the study, from 0.
-        config: its hyperparameters.
-        state: `running`, `paused`, `completed`, `stopped` or `failed`.
-        value: the metric at its highest resource; None before the first finite report.
-        resource: the highest resource that it reported.
-        history: [resource, value] of each report, in the order of reporting.
-        metrics: all metrics of the report at its highest resource.
-        trained: units really trained for it, repeated ones included.
-        seconds: wall clock of its steps.
-        error: what it failed with.
-        tags: what its method says of it: bracket, rung.
-        checkpoint: path of its last checkpoint, relative to the study's folder.
-        checkpoint_resource: the resource at which that was saved.
-    """
-
-    trial_id: str
-    number: int
-    config: Mapping[str, Any]
-    state: str = "running"
-    value: float | None = None
-    resource: int = 0
-    history: list[tuple[int, float]] = field(default_factory=list)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    trained: int = 0
-    seconds: float = 0.0
-    error: str | None = None
-    tags: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
-    checkpoint_resource: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """A line of trials.jsonl. Values that are not finite become null."""
-        return {
-            "trial_id": self.trial_id,
-            "number": self.number,
-            "state": self.state,
-            "config": self.config,
-            "value": self.value,
-            "resource": self.resource,
-            "history": [[r, v if math.isfinite(v) else None] for r, v in self.history],
-            "trained": self.trained,
-            "seconds": round(self.seconds, 6),
-            "error": self.error,
-            **self.tags,
-        }
 
 
 @dataclass(frozen=True)
@@ -113,10 +61,12 @@ class StudyState:
     def __init__(self) -> None:
         self.started: StudyStarted | None = None
         self.ended: StudyEnded | None = None
-        self.trials: dict[str, TrialRecord] = {}
+        self.trials = Trials()
         self.trained = 0
         self.seconds = 0.0
         self.states: Counter[str] = Counter()
+        self.reached: Counter[tuple[int | None, int]] = Counter()
+        """How many trials of a bracket have reached which resource, and no higher one."""
         self.best: TrialRecord | None = None
         self.incumbents: list[Incumbent] = []
         """The best trial over time: `best` as it was each time that it changed."""
@@ -126,29 +76,31 @@ class StudyState:
     def apply(self, event: Event) -> None:
         """Takes the next event into account."""
         if isinstance(event, Reported):
-            self._reported(self.trials[event.trial_id], event)
+            self._reported(self.trials.live(event.trial_id), event)
         elif isinstance(event, TrialAdded):
-            self.trials[event.trial_id] = TrialRecord(event.trial_id, event.number, event.config, tags=dict(event.tags))
+            self.trials.add(TrialRecord(event.trial_id, event.number, event.config, tags=dict(event.tags)))
             self.states["running"] += 1
+            self.reached[event.tags.get("bracket"), 0] += 1
         elif isinstance(event, Decided):
-            trial = self.trials[event.trial_id]
+            trial = self.trials.live(event.trial_id)
             trial.tags.update(event.tags)
             if event.action == "pause":
                 self._move(trial, "paused")
             elif event.action == "promote":
                 self._move(trial, "running")
         elif isinstance(event, CheckpointSaved):
-            trial = self.trials[event.trial_id]
+            trial = self.trials.live(event.trial_id)
             trial.checkpoint, trial.checkpoint_resource = event.path, event.resource
         elif isinstance(event, TrialEnded):
-            trial = self.trials[event.trial_id]
+            trial = self.trials.live(event.trial_id)
             trial.error = event.error
             self._move(trial, event.state)
             if trial is self.best and event.state == "failed":
                 self.best = self._find_best()
                 self._note_incumbent(event.time)
+            self.trials.store(event.trial_id)
         elif isinstance(event, TrialRetried):
-            self.trials[event.trial_id].error = event.error
+            self.trials.live(event.trial_id).error = event.error
         elif isinstance(event, StudyStarted):
             self.started = event
         else:
@@ -176,6 +128,10 @@ class StudyState:
         if not math.isfinite(value):
             return
         moved_up = event.resource > trial.resource
+        if moved_up:
+            bracket = trial.tags.get("bracket")
+            self.reached[bracket, trial.resource] -= 1
+            self.reached[bracket, event.resource] += 1
         if event.resource >= trial.resource:
             trial.value, trial.resource, trial.metrics = value, event.resource, event.metrics
         if self.best_seen is None or self.sign * value < self.sign * self.best_seen[2]:
@@ -234,7 +190,7 @@ class StudyResult:
     @property
     def trials(self) -> list[TrialRecord]:
         """All trials by number."""
-        return sorted(self.state.trials.values(), key=lambda trial: trial.number)
+        return list(self.state.trials.values())
 
     def to_json(self) -> dict[str, Any]:
         """The content of result.json."""
@@ -297,8 +253,10 @@ class StudyResult:
 
     def write(self) -> None:
         """Writes result.json and trials.jsonl, each whole or not at all."""
-        write_whole(self.path / TRIALS_FILE, "".join(json.dumps(trial.to_json()) + "\n" for trial in self.trials))
-        write_whole(self.path / RESULT_FILE, json.dumps(self.to_json(), indent=2) + "\n")
+        write_whole(
+            self.path / TRIALS_FILE, (json.dumps(trial.to_json()) + "\n" for trial in self.state.trials.values())
+        )
+        write_whole(self.path / RESULT_FILE, [json.dumps(self.to_json(), indent=2) + "\n"])
 
 
 def fold(events: Iterable[Event]) -> StudyState:
@@ -326,8 +284,9 @@ def load_study(path: str | Path) -> StudyResult:
     return StudyResult(path, state, *((best["test_metrics"], best["test_error"]) if best else ()))
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Writes a file such that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
     temporary.replace(path)

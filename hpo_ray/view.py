@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from hpo_ray.results import StudyState, TrialRecord
+from hpo_ray.results import StudyState
 from hpo_ray.schedulers.brackets import Plan
+from hpo_ray.trials import TrialRecord
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -195,13 +196,12 @@ def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:
     if not plan.brackets:
         return []
     reached: dict[int, list[int]] = {}
-    for trial in state.trials.values():
-        index = trial.tags.get("bracket")
+    for (index, resource), trials in state.reached.items():
         if index is not None:
             rungs = plan.brackets[index % len(plan.brackets)].rungs
             counts = reached.setdefault(index, [0] * len(rungs))
             for i, rung in enumerate(rungs):
-                counts[i] += trial.resource >= rung.r
+                counts[i] += trials * (resource >= rung.r)
     rows = []
     for index, counts in sorted(reached.items()):
         bracket = plan.brackets[index % len(plan.brackets)]

@@ -20,8 +20,9 @@ from hpo_ray.errors import StudyError
 from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.executors.internals import MemoryCheckpoint
-from hpo_ray.results import StudyState, TrialRecord
+from hpo_ray.results import StudyState
 from hpo_ray.study import Study
+from hpo_ray.trials import TrialRecord
 
 _RAY_ADDS = ("trial_id", "done", "should_checkpoint", "experiment_tag", "_time_total_s")
 _SESSION_ADDS = ("_hostname", "_node_ip", "_pid", "_timestamp")
