@@ -123,6 +123,7 @@ CASES: list[tuple[str, Callable[[Path, Clock], int], bool]] = [
     ("hpo_ray executor=ray, class", partial(hpo_ray_study, Objective, executor="ray"), True),
     ("hpo_ray executor=inprocess, function", partial(hpo_ray_study, objective, executor="inprocess"), False),
     ("hpo_ray executor=inprocess, class", partial(hpo_ray_study, Objective, executor="inprocess"), False),
+    ("hpo_ray executor=simulated, class", partial(hpo_ray_study, Objective, executor="simulated"), False),
 ]
 
 

@@ -24,3 +24,15 @@ class Objective(tune.Trainable):
     def step(self) -> dict[str, float]:
         """Reports."""
         return {"loss": self.x}
+
+
+class Resumable(Objective):
+    """The same with checkpoints, for methods that pause trials."""
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, float]:
+        """All there is."""
+        return {"x": self.x}
+
+    def load_checkpoint(self, checkpoint: dict[str, float]) -> None:
+        """All there is."""
+        self.x = checkpoint["x"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO, cast
 
 from ray.tune import PlacementGroupFactory
-from ray.tune.result import TRIAL_INFO
+from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S, TRIAL_ID, TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
 from hpo_ray.executors.internals import MemoryStorage, empty_save, join_thread, own_session
@@ -130,6 +130,14 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         """The trial's folder, which a study in memory makes only for a trainable that asks for it."""
         os.makedirs(self._logdir, exist_ok=True)
         return str(self._logdir)
+
+    def get_auto_filled_metrics(
+        self, now: Any = None, time_this_iter: float | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What Ray adds to each report; of host, date and process nothing where they mean nothing."""
+        if isinstance(self._storage, MemoryStorage) and not isinstance(self, FunctionTrainable):
+            return {TRIAL_ID: self.trial_id, TIME_THIS_ITER_S: time_this_iter, TIME_TOTAL_S: self._time_total}
+        return cast("dict[str, Any]", super().get_auto_filled_metrics(now, time_this_iter, *args, **kwargs))
 
     def _setup_logdir(self) -> None:
         if isinstance(self._storage, MemoryStorage):

@@ -89,7 +89,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "trial_fs_path",
         "checkpoint_fs_path",
     ),
-    FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir"),
+    FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
     TrackedActor: ("set_on_stop", "set_on_error"),
     Trial: (

@@ -208,7 +208,7 @@ def draw(path: Path, traces: Mapping[str, Sequence[Trace]], scale: Scale, title:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     clock = "virtual time, s" if scale.virtual else "time, s"
     for panel, axis, name in zip(panels, (0, 1), (clock, f"{scale.unit}s trained"), strict=True):
-        _draw_panel(panel, traces, scale, axis)
+        draw_panel(panel, traces, scale, axis)
         panel.set_xlabel(name)
         panel.set_xlim(left=0.0)
         panel.spines[["top", "right"]].set_visible(False)
@@ -221,7 +221,8 @@ def draw(path: Path, traces: Mapping[str, Sequence[Trace]], scale: Scale, title:
     pyplot.close(figure)
 
 
-def _draw_panel(panel: Axes, traces: Mapping[str, Sequence[Trace]], scale: Scale, axis: int) -> None:
+def draw_panel(panel: Axes, traces: Mapping[str, Sequence[Trace]], scale: Scale, axis: int) -> None:
+    """Draws one panel of the figure: along time (`axis` 0) or resource (1)."""
     for colour, (label, of_method) in zip(_cycle(len(traces)), traces.items(), strict=True):
         grid = np.linspace(0.0, max(t.end[axis] for t in of_method), POINTS)
         along = [(t.times, t.trained)[axis] for t in of_method]
