@@ -16,11 +16,12 @@ import pytest
 import ray
 import ray.cloudpickle
 from ray import tune
-from ray.tune.schedulers import HyperBandScheduler
+from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from hpo_ray.errors import StudyError
-from hpo_ray.schedulers import Hyperband, SuccessiveHalving, hyperband_brackets
+from hpo_ray.schedulers import ASHA, ASHACore, Hyperband, SuccessiveHalving, hyperband_brackets
+from hpo_ray.schedulers.core import Action
 from hpo_ray.searchers import RandomSearcher
 from hpo_ray.space import Float, Space
 
@@ -153,6 +154,40 @@ class TestInRay:
         assert [reached[x] for x in sorted(drawn[9:14])] == [9, 3, 3, 3, 3]
         assert [reached[x] for x in drawn[14:]] == [9, 9, 9]
 
+    @pytest.mark.parametrize("limit", [None, 2])
+    def test_asha_moves_up_at_least_its_best_third_and_ends(self, tmp_path, limit):
+        searcher = RandomSearcher(SPACE, seed=3)
+        results = fit(
+            tmp_path,
+            ASHA(max_resource=9),
+            search_alg=searcher,
+            num_samples=12,
+            max_concurrent_trials=limit,
+            reuse_actors=True,
+        )
+        ends = resources(results)
+        assert set(ends) == {1, 3, 9} and sum(ends.values()) == 12
+        assert ends[3] + ends[9] >= 4 and ends[9] >= 1
+        # All learn alike: whoever was among the best third when all had reported is not left at the first rung.
+        reached = {result.config["x"]: result.metrics["training_iteration"] for result in results}
+        assert all(reached[x] > 1 for x in sorted(reached)[:4]) and reached[min(reached)] == 9
+
+    def test_asha_that_stops_needs_no_checkpoints(self, tmp_path):
+        xs = [round(math.cos(number), 6) for number in range(9)]
+        results = fit(
+            tmp_path,
+            ASHA(max_resource=9, variant="stopping"),
+            param_space={"x": tune.grid_search(xs)},
+            reuse_actors=True,
+        )
+        reached = {result.config["x"]: result.metrics["training_iteration"] for result in results}
+        assert reached[min(xs)] == 9 and set(reached.values()) <= {1, 3, 9} and list(reached.values()).count(1) >= 3
+
+    @pytest.mark.timeout(60)
+    def test_asha_behind_a_limit_that_counts_paused_trials_is_an_error_and_no_endless_wait(self, tmp_path):
+        with pytest.raises(StudyError, match=r"2 paused trials wait for others .* max_concurrent_trials counts"):
+            fit(tmp_path, ASHA(max_resource=9), search_alg=Halves(), num_samples=9, max_concurrent_trials=2)
+
     @pytest.mark.timeout(60)
     def test_a_limit_that_counts_paused_trials_is_an_error_and_no_endless_wait(self, tmp_path):
         # 2 of the 9 trials of the first rung are paused, and Ray's limiter gives no third.
@@ -217,3 +252,31 @@ def test_rays_hyperband_rounds_up_where_algorithm_1_rounds_down():
 def test_rays_hyperband_drops_its_most_exploratory_bracket(max_resource, eta):
     theirs, mine = brackets_of_ray(max_resource, eta), ours(max_resource, eta)
     assert set(mine) - set(theirs) == {max(mine)}
+
+
+@pytest.mark.parametrize(
+    ("losses", "theirs", "mine"),
+    [
+        ([1.0] * 9, 9, 2),  # ties: Ray stops none
+        ([0.0, *[math.nan] * 8], 9, 1),  # nor a loss that is not finite
+        ([float(-number) for number in range(27)], 27, 27),  # each is the best so far: neither does
+    ],
+)
+def test_rays_asha_stops_neither_ties_nor_losses_that_are_not_finite(losses, theirs, mine):
+    rays, core = ASHAScheduler(metric="loss", mode="min", max_t=9, reduction_factor=3), ASHACore(9, variant="stopping")
+    try:
+        bracket = rays._brackets[0]
+        actions = [bracket.on_result(OneTrial(str(n)), 1, -loss) for n, loss in enumerate(losses)]
+    except (AttributeError, TypeError) as error:
+        pytest.skip(f"Ray has changed its scheduler: {error}")
+    assert actions.count(TrialScheduler.CONTINUE) == theirs
+    ours = []
+    for number, loss in enumerate(losses):
+        core.add(str(number))
+        ours.append(core.report(str(number), 1, loss).action)
+    assert ours.count(Action.CONTINUE) == mine
+
+
+class OneTrial:
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
