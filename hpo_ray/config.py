@@ -294,7 +294,9 @@ def _explain(
     if "already at" in first:
         return ConfigError(f"{typed}: {key} is there already; change it without the +", key=key)
     if "Ambiguous value" in first or "requires --multirun" in text:
-        return ConfigError(f"{typed}: several values are not taken; run one study for each", key=key)
+        return ConfigError(
+            f"{typed}: several values are not taken; to compare methods: compare methods=[random,asha]", key=key
+        )
     if "Could not override" in first or "Could not delete" in first:
         known = _known_keys(primary, config_name, [*_group_choices(overrides, key), *extra])
         siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]

@@ -27,13 +27,13 @@ BAD_INPUT = [
     (["+budget.trails=1"], ["unknown key 'budget.trails'", "nearest: trials"]),
     (["runn"], ["runn: no such verb", "nearest: run"]),
     (["plan", "--jsn"], ["--jsn", "--help"]),
-    (["hyperband"], ["hyperband: no such verb", "run, plan, list"]),
+    (["hyperband"], ["hyperband: no such verb", "run, plan, compare, list"]),
     (["plan", "hyperband"], ["hyperband", "key=value"]),
     (["--config-dir", ".", "plan"], ["plan: the verb comes first"]),
     (["~study.name"], ["~study.name"]),
     (["-m", "method=random"], ["-m", "compare"]),
     (["--multirun"], ["compare"]),
-    (["method=random,hyperband"], ["method=random,hyperband", "one study for each"]),
+    (["method=random,hyperband"], ["method=random,hyperband", "compare methods="]),
     (["space={lr: {low: 1}"], ["can't be parsed", "quote"]),
     (["space=3"], ["space=3", "choice"]),
     (["method=null"], ["method=null", "choice"]),
@@ -59,7 +59,7 @@ BAD_INPUT = [
     (["task=parabola", "searcher.initial=3"], ["searcher.initial=3", "list of configurations"]),
     (["task=parabola", "searcher.initial=[3]"], ["searcher.initial=[3]", "list of configurations"]),
     (["plan", "task=parabola", "searcher.initial=[{x: 9}]"], ["searcher.initial[0].x", "9", "4.0"]),
-    (["task=parabola", "space.x=range(1,4)"], ["space.x=range(1,4)", "one study for each"]),
+    (["task=parabola", "space.x=range(1,4)"], ["space.x=range(1,4)", "compare methods="]),
     (["task=parabola", "scheduler=null"], ["scheduler=null: must be"]),
     (["task=custom", "task.trainable=mine.train"], ["space is empty", "space={lr:"]),
     # trainables
@@ -96,10 +96,25 @@ BAD_INPUT = [
     (["method=successive_halving", "budget.trials=5", "budget.rounds=2"], ["budget.trials=5", "budget.rounds=2"]),
     (["budget.time_s=-1"], ["budget.time_s=-1", "> 0"]),
     (["budget.target=nan"], ["budget.target=nan", "finite"]),
+    (["budget.resource=0"], ["budget.resource=0", ">= 1"]),
+    (["method=asha", "budget.rounds=2"], ["budget.rounds=2", "budget.trials"]),
+    (["method=asha", "scheduler.brackets=9"], ["scheduler.brackets=9", "from 1 to 4"]),
+    (["method=asha", "scheduler.variant=stop"], ["scheduler.variant='stop'", "promotion or stopping"]),
     (["budget.concurrency=0"], ["budget.concurrency=0", ">= 1"]),
     (["failure.max_retries=-1"], ["failure.max_retries=-1", ">= 0"]),
     # where and on what
     (["executor=inprocess", "executor.workers=0"], ["executor.workers=0", ">= 1"]),
+    (["executor=simulated", "executor.workers=0"], ["executor.workers=0", ">= 1"]),
+    (["executor=simulated", "executor.workers=-8"], ["executor.workers=-8", ">= 1"]),
+    (["executor=simulated", "executor.step_s=-1"], ["executor.step_s=-1", "seconds >= 0"]),
+    (["executor=simulated", "executor.step_s=nan"], ["executor.step_s=nan", "finite"]),
+    (["executor=simulated", "executor.startup_s=inf"], ["executor.startup_s=inf", "finite"]),
+    (["executor=simulated", "executor.speeds=[1,0]"], ["executor.speeds=[1, 0]", "> 0"]),
+    (["executor=simulated", "executor.failures=-1"], ["executor.failures=-1", "in an hour >= 0"]),
+    (["executor=simulated", "task.cost=mine.nothing"], ["task.cost=mine.nothing", "mine has no 'nothing'"]),
+    (["executor=simulated", "task.cost=mine.no_argument"], ["task.cost=mine.no_argument", "cost(config, resource)"]),
+    (["task=recorded", "space=branin"], ["task.args.path is not set", "trials.jsonl"]),
+    (["task=recorded", "space=branin", "task.args.path=nowhere"], ["task.args.path=nowhere", "no such file"]),
     (["executor.num_cpus=-2"], ["executor.num_cpus=-2"]),
     (["resources.cpu=-1"], ["resources.cpu=-1", ">= 0"]),
     (["resources.cpu=0"], ["resources.cpu=0", "use 1"]),
@@ -154,7 +169,7 @@ def test_a_mistake_is_one_message_with_the_fix_and_nothing_is_written(
     assert tree(mistakes) == before
 
 
-@pytest.mark.parametrize("executor", ["inprocess", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("executor", ["inprocess", "simulated", pytest.param("ray", marks=pytest.mark.ray)])
 def test_more_gpus_than_there_are_fails_at_once(
     folder: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], executor: str
 ) -> None:
@@ -295,7 +310,7 @@ def test_a_method_whose_parts_were_changed_says_so(folder: Path, capsys: pytest.
     assert "mine on parabola" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("executor", ["inprocess", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("executor", ["inprocess", "simulated", pytest.param("ray", marks=pytest.mark.ray)])
 def test_a_trainable_that_asks_for_more_than_there_is_fails_at_once(
     folder: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], executor: str
 ) -> None:
