@@ -187,14 +187,17 @@ def _compare(typed: list[str]) -> int:
     comparison = parse(options.overrides, options.config_dir, options.config_name)
     quiet = comparison.first.config["view"] == "none"
     outcome = run_all(comparison, (lambda line: None) if quiet else (lambda line: print(line, flush=True)))
-    scale, again = comparison.scale, "type the same command again to go on"
+    scale, again = comparison.scale, "type the same command again: what has ended stays, the others start again"
     if not quiet:
         print()
         if outcome.rows:
             _print_table(table(outcome.rows, scale))
             whose, loss = outcome.target
-            goal = f"{scale.name} {scale.shown(loss):.4g}" if math.isfinite(loss) else "not reached by it"
-            print(f"target     {goal}: the median of {whose}, at full resource ({comparison.first.max_resource})")
+            full = f"full resource ({comparison.first.max_resource})"
+            if math.isfinite(loss):
+                print(f"target     {scale.name} {scale.shown(loss):.4g}: the median of {whose}, at {full}")
+            else:
+                print(f"target     none: too few of {whose}'s studies reached {full}; give a larger budget.resource=")
         for study, reason in outcome.failed:
             print(f"failed     {study}: {reason}")
         print(f"all of it  {_short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
@@ -385,7 +388,8 @@ def _study_line(folder: Path) -> str:
         if (folder / FILE).is_file():
             compared = json.loads((folder / FILE).read_text(encoding="utf-8"))
             state = "finished" if compared["finished"] else "not finished"
-            return f"{state}: {', '.join(compared['command']['methods'])} compared"
+            failed = f", {compared['failed']} studies failed" if compared.get("failed") else ""
+            return f"{state}: {', '.join(compared['command']['methods'])} compared{failed}"
         result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         best, totals = result["best"], result["totals"]
         value = f"{result['metric']['name']} {best['value']:.6g}, " if best else ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ from hpo_ray.study import Draft, build, draft
 FILE = "comparison.json"
 TABLE = "table.md"
 FIGURE = "incumbent.png"
-_BUDGET = ("budget.trials", "budget.rounds", "budget.time_s", "budget.resource", "budget.target")
+
+
+_SHARED = ("name", "metric", "mode", "unit", "optimum")
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,17 @@ class Entry:
     draft: Draft
 
     def folder(self, seed: int) -> str:
-        """The name of its study of a seed."""
-        return f"{re.sub(r'[^A-Za-z0-9_.+=-]+', '_', self.label)}-seed{seed}"
+        """The name of its study of a seed: the label, made short and plain, and a hash where that lost something."""
+        name = re.sub(r"[^A-Za-z0-9_.+=-]+", "_", self.label)[:80]
+        if name != self.label:
+            name += f"-{hashlib.sha256(self.label.encode()).hexdigest()[:6]}"
+        return f"{name}-seed{seed}"
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether its configuration says when it ends."""
+        budget = self.draft.budget
+        return budget.trials is not None or budget.rounds is not None or budget.open_ended
 
     def study(self, root: Path, seed: int) -> Draft:
         """Its study of a seed."""
@@ -120,7 +133,8 @@ class Outcome:
 def parse(overrides: Sequence[str], config_dir: str | None = None, config_name: str | None = None) -> Comparison:
     """Takes `methods=` and `seeds=` out of what was typed, and drafts a study of each method.
 
-    Unless the command says otherwise, all get the same resource: that of 20 full trainings.
+    Unless the configuration has a budget, all get the same resource: that of 20 full trainings, or two for each virtual
+    worker if that is more.
 
     Raises:
         ConfigError: they are missing or can't be, or a method's configuration can't.
@@ -139,19 +153,13 @@ def parse(overrides: Sequence[str], config_dir: str | None = None, config_name: 
             shared.append(override)
     labels, seeds = _labels(own["methods"]), _seeds(own["seeds"])
     drafted = [_entry(label, shared, config_dir, config_name) for label in labels]
-    if not any(override.lstrip("+").startswith(_BUDGET) for override in [*shared, *" ".join(labels).split()]):
-        resource = DEFAULT_TRIALS * max(entry.draft.max_resource for entry in drafted)
+    if not any(entry.has_budget for entry in drafted):
+        trainings = max(DEFAULT_TRIALS, *(2 * entry.draft.virtual_workers for entry in drafted))
+        resource = trainings * max(entry.draft.max_resource for entry in drafted)
         drafted = [_entry(label, [*shared, f"budget.resource={resource}"], config_dir, config_name) for label in labels]
     first = drafted[0].draft
-    for entry in drafted[1:]:
-        for what in ("name", "metric", "mode"):
-            a, b = getattr(first.task, what), getattr(entry.draft.task, what)
-            if a != b:
-                raise ConfigError(
-                    f"methods={entry.label}: its task.{what} is {b}, that of {drafted[0].label} is {a}; compare "
-                    f"methods on one task",
-                    key="methods",
-                )
+    for entry in drafted:
+        _check_comparable(drafted[0], entry)
     return Comparison(tuple(shared), tuple(drafted), seeds, first.root, first.name, config_dir, config_name)
 
 
@@ -216,10 +224,37 @@ def headline(comparison: Comparison) -> str:
     return f"compare on {first.task.name}: {', '.join(part for part in parts if part)}"
 
 
+def _check_comparable(first: Entry, other: Entry) -> None:
+    """One task, one full resource, one clock, and no end before the budget's."""
+    a, b = first.draft, other.draft
+    pairs: dict[str, tuple[Any, Any]] = {
+        f"task.{what}": (getattr(a.task, what), getattr(b.task, what)) for what in _SHARED
+    }
+    pairs["scheduler.max_resource"] = a.max_resource, b.max_resource
+    pairs["executor"] = a.virtual_workers > 0, b.virtual_workers > 0
+    for key, (ours, theirs) in pairs.items():
+        if key == "executor":
+            ours, theirs = ("simulated" if virtual else "in real time" for virtual in (ours, theirs))
+        if ours != theirs:
+            raise ConfigError(
+                f"methods={other.label}: its {key} is {theirs}, that of {first.label} is {ours}; compare methods on "
+                f"one task, to one full resource, on one clock",
+                key="methods",
+            )
+    if b.budget.target is not None:
+        raise ConfigError(
+            f"budget.target={b.budget.target:g}: compare lets every method use its whole budget, and tells when each "
+            f"has reached what random search ends with; leave it out",
+            key="budget.target",
+        )
+
+
 def _labels(text: str) -> list[str]:
     example = "methods=[random,hyperband,asha]"
     if not text:
         raise ConfigError(f"compare needs methods, {example}", key="methods")
+    if "," in text and not text.lstrip().startswith("["):
+        raise ConfigError(f"methods={text}: write methods=[{text}]", key="methods")
     try:
         labels = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -227,7 +262,7 @@ def _labels(text: str) -> list[str]:
         raise ConfigError(f"methods={text}: can't be parsed: {problem}; write {example}", key="methods") from None
     labels = [labels] if isinstance(labels, str) else labels
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) and label for label in labels):
-        raise ConfigError(f"methods={text}: must be a list, {example}", key="methods")
+        raise ConfigError(f"methods={text}: must be a list of at least one name, {example}", key="methods")
     labels = [" ".join(str(label).split()) for label in labels]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ConfigError(f"methods={text}: {twice} is there twice", key="methods")
@@ -245,7 +280,10 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _entry(label: str, shared: Sequence[str], config_dir: str | None, config_name: str | None) -> Entry:
-    method, *own = label.split()
+    try:
+        method, *own = shlex.split(label)
+    except ValueError as error:
+        raise ConfigError(f"methods={label}: can't be parsed: {error}", key="methods") from None
     typed = [method if "=" in method else f"method={method}", *shared, *own]
     try:
         config = load(typed, config_dir, config_name)
@@ -280,7 +318,7 @@ def _folder(comparison: Comparison) -> Iterator[Path]:
                     key="study.name",
                 )
             continue
-        if known["finished"] and not comparison.name:
+        if known["finished"] and set(comparison.seeds) <= set(known["asked"]) and not comparison.name:
             continue
         with _lock(folder) as free:
             if free:
@@ -299,7 +337,7 @@ def _folder(comparison: Comparison) -> Iterator[Path]:
             raise ConfigError(f"study.root={root}: can't be written: {error.strerror}", key="study.root") from None
         break
     with _lock(folder):
-        _write_file(folder, {"command": comparison.command(), "finished": False})
+        _write_file(folder, {"command": comparison.command(), "finished": False, "asked": list(comparison.seeds)})
         yield folder
 
 
@@ -335,9 +373,12 @@ def _write(comparison: Comparison, folder: Path, interrupted: str | None) -> Out
     )
     done = sum(result is not None for of_method in results.values() for result in of_method.values())
     total = len(comparison.entries) * len(comparison.seeds)
+    asked = sorted({*comparison.seeds, *(_read(folder / FILE) or {}).get("asked", ())})
     content: dict[str, Any] = {
         "command": comparison.command(),
-        "finished": done == total,
+        "finished": all(_result(folder / e.folder(seed)) for e in comparison.entries for seed in asked),
+        "asked": asked,
+        "failed": len(failed),
         "seeds": complete,
         "metric": {"name": scale.metric, "mode": comparison.first.task.mode, "optimum": scale.optimum},
     }

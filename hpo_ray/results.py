@@ -54,6 +54,16 @@ class Incumbent:
     resource: int
     value: float
 
+    def to_json(self) -> dict[str, Any]:
+        """An entry of result.json."""
+        return {
+            "seconds": self.time,
+            "trained": self.trained,
+            "number": self.number,
+            "resource": self.resource,
+            "value": self.value,
+        }
+
 
 class StudyState:
     """The fold of a log: what is known of a study after some of its events."""
@@ -70,6 +80,8 @@ class StudyState:
         self.best: TrialRecord | None = None
         self.incumbents: list[Incumbent] = []
         """The best trial over time: `best` as it was each time that it changed."""
+        self.best_at_full: list[Incumbent] = []
+        """The best report at full resource or above over time, which only gets better."""
         self.best_seen: tuple[TrialRecord, int, float] | None = None
         """The best report of all: trial, resource, value."""
 
@@ -127,6 +139,10 @@ class StudyState:
         trial.history.append((event.resource, value))
         if not math.isfinite(value):
             return
+        if event.resource >= self.started.max_resource and (
+            not self.best_at_full or self.sign * value < self.sign * self.best_at_full[-1].value
+        ):
+            self.best_at_full.append(Incumbent(event.time, self.trained, trial.number, event.resource, value))
         moved_up = event.resource > trial.resource
         if moved_up:
             bracket = trial.tags.get("bracket")
@@ -218,10 +234,8 @@ class StudyResult:
             "metric": {"name": started.metric, "mode": started.mode},
             "best": self._best_json(),
             "best_seen": best_seen,
-            "incumbents": [
-                {"seconds": i.time, "trained": i.trained, "number": i.number, "resource": i.resource, "value": i.value}
-                for i in state.incumbents
-            ],
+            "incumbents": [incumbent.to_json() for incumbent in state.incumbents],
+            "best_at_full_resource": [incumbent.to_json() for incumbent in state.best_at_full],
             "totals": {
                 "trials": len(state.trials),
                 "completed": state.states["completed"],

@@ -12,8 +12,10 @@ import pytest
 
 from hpo_ray import __main__, compare
 from hpo_ray.errors import ConfigError
+from hpo_ray.events import Reported, StudyStarted, TrialAdded
 from hpo_ray.executors import loop
 from hpo_ray.report.comparison import Scale, Trace, bootstrap, draw, markdown, rows_of, table, target_of, trace
+from hpo_ray.results import StudyResult, fold
 
 MIN = Scale("loss", 1, None, "step", True)
 MAX = Scale("accuracy", -1, None, "epoch", False)
@@ -29,16 +31,21 @@ def made(*losses: float, end: tuple[float, int] = (10.0, 100)) -> Trace:
 # What is computed.
 
 
-def test_only_full_resource_counts() -> None:
-    incumbents = [
-        {"seconds": 1.0, "trained": 1, "number": 0, "resource": 1, "value": -9.0},
-        {"seconds": 5.0, "trained": 9, "number": 0, "resource": 9, "value": -1.0},
-        {"seconds": 8.0, "trained": 20, "number": 3, "resource": 9, "value": -2.0},
-    ]
-    result = {"incumbents": incumbents, "max_resource": 9, "totals": {"seconds": 11.0, "resource": 30}}
-    assert trace(result, REGRET) == Trace((5.0, 8.0), (9, 20), (2.0, 1.0), (11.0, 30))
-    assert trace({**result, "max_resource": 27}, REGRET) == Trace((), (), (), (11.0, 30))
-    assert trace(result, MAX).losses == (1.0, 2.0)
+def test_only_full_resource_counts_and_it_only_gets_better() -> None:
+    state = fold([StudyStarted("s", "m", "t", "loss", "min", 0, 9, 0.0)] + [
+        TrialAdded(str(number), number, {}, {}, 0.0) for number in range(4)
+    ] + [
+        Reported(str(number), resource, 10, {"loss": loss}, 0.0, time)
+        for number, resource, loss, time in [
+            (0, 1, -9.0, 1.0), (0, 9, -1.0, 5.0), (1, 8, -2.5, 6.0), (3, 9, -2.0, 8.0),
+            (2, 12, -0.5, 9.0),  # further, which makes it the study's best, but no better
+            (1, 9, -2.5, 10.0),
+        ]
+    ])  # fmt: skip
+    result = StudyResult(Path("."), state).to_json()
+    result["totals"]["seconds"] = 11.0
+    assert trace(result, REGRET) == Trace((5.0, 8.0, 10.0), (20, 40, 60), (2.0, 1.0, 0.5), (11.0, 60))
+    assert state.best is not None and state.best.number == 2
 
 
 def test_the_table_by_hand() -> None:
@@ -93,6 +100,7 @@ def test_the_figure_is_drawn_for_whatever_there_is(tmp_path: Path, scale: Scale)
         "none": [made(), made()],
         "one": [made(sign), made()],
     }
+    draw(tmp_path / "none.png", {"none": traces["none"]}, scale, "title")
     draw(tmp_path / "figure.png", traces, scale, "title")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG") and (
         tmp_path / "figure.png"
@@ -132,6 +140,42 @@ def test_every_method_gets_the_same_resource_and_everything_is_saved(folder: Pat
         assert first[0] == first[1] == first[2]
 
 
+def test_the_budget_grows_with_the_workers_so_that_trials_get_to_the_end() -> None:
+    more = compare.parse([*COMMAND, "executor.workers=64"])
+    assert more.first.budget.resource == 2 * 64 * 9
+
+
+def test_when_nothing_reaches_full_resource_it_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["compare", *COMMAND, "budget.resource=8"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "target     none: too few of random's studies reached full resource (9); give a larger budget.resource=" in out
+    )
+    assert (folder / "outputs/branin-compare-1/incumbent.png").exists()
+
+
+def test_a_budget_of_a_configuration_is_kept(folder: Path) -> None:
+    (folder / "mine" / "experiment").mkdir(parents=True)
+    (folder / "mine" / "experiment" / "small.yaml").write_text("# @package _global_\nbudget: {resource: 81}\n")
+    comparison = compare.parse([*COMMAND, "experiment=small"], str(folder / "mine"))
+    assert comparison.first.budget.resource == 81
+    # Parts of a budget: no limit is added to them.
+    for typed in ("budget.trials=5", "budget={trials: 5}", "budget.time_s=9"):
+        budget = compare.parse(["methods=[random]", *COMMAND[1:], typed]).first.budget
+        assert budget.resource is None and (budget.trials, budget.time_s) != (None, None)
+
+
+def test_labels_that_look_alike_have_folders_of_their_own() -> None:
+    labels = ["random task.args.a=/x", "random task.args.a=_x", "random", "random " + "seed=0 " * 60]
+    folders = {compare.Entry(label, None, None).folder(0) for label in labels}  # type: ignore[arg-type]
+    assert len(folders) == 4 and "random-seed0" in folders and all(len(name) < 120 for name in folders)
+
+
+def test_a_value_with_a_space_is_quoted_inside_its_label() -> None:
+    comparison = compare.parse(["""methods=["random 'searcher.initial=[{x1: 1.5, x2: 3.0}]'"]""", *COMMAND[1:]])
+    assert comparison.first.config["searcher"]["initial"] == [{"x1": 1.5, "x2": 3.0}]
+
+
 def test_a_budget_that_is_typed_is_kept(folder: Path) -> None:
     outcome = compared(folder, *COMMAND, "budget.time_s=30")
     assert all(108 <= row.spent <= 120 for row in outcome.rows)  # four workers
@@ -141,11 +185,12 @@ def test_a_budget_that_is_typed_is_kept(folder: Path) -> None:
 
 
 def test_settings_of_one_method(folder: Path) -> None:
-    outcome = compared(folder, "methods=[asha, asha scheduler.variant=stopping]", "seeds=2", *COMMAND[2:])
+    typed = ["methods=[asha, asha scheduler.variant=stopping]", "seeds=2", *COMMAND[2:]]
+    outcome = compared(folder, *typed)
     assert [row.method for row in outcome.rows] == ["asha", "asha scheduler.variant=stopping"]
     variants = [
         [json.loads(line)["history"] for line in (outcome.folder / name / "trials.jsonl").read_text().splitlines()]
-        for name in ("asha-seed0", "asha_scheduler.variant=stopping-seed0")
+        for name in (entry.folder(0) for entry in compare.parse(typed).entries)
     ]
     assert variants[0] != variants[1]
 
@@ -188,6 +233,12 @@ def test_an_interrupted_comparison_goes_on_where_it_was(folder: Path, monkeypatc
     assert named.rows == second.rows and len(runs) == ran
     more = compared(folder / "out", *COMMAND, "study.name=branin-compare-1", "seeds=4")
     assert more.done == 12 and len(runs) == ran + 3
+    # Fewer seeds leave it as it is; more seeds go on where it was, without its name, too.
+    fewer = compared(folder / "out", *COMMAND, "study.name=branin-compare-1", "seeds=1")
+    assert fewer.total == 3 and len(runs) == ran + 3
+    assert json.loads((fewer.folder / "comparison.json").read_text())["asked"] == [0, 1, 2, 3]
+    five = compared(folder / "out", *COMMAND, "seeds=5")
+    assert five.folder == first.folder and len(runs) == ran + 6
 
 
 def test_a_study_that_fails_is_told_and_does_not_end_the_others(folder: Path) -> None:
@@ -239,7 +290,14 @@ def test_what_a_person_sees(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     ("overrides", "message"),
     [
         ([], "compare needs methods, methods=[random,hyperband,asha]"),
-        (["methods=[]"], "methods=[]: must be a list"),
+        (["methods=[]"], "methods=[]: must be a list of at least one name"),
+        (["methods=random,asha"], "methods=random,asha: write methods=[random,asha]"),
+        (
+            ["methods=[random, asha scheduler.max_resource=9]"],
+            "methods=asha scheduler.max_resource=9: its scheduler.max",
+        ),
+        (["methods=[random, random executor=inprocess]"], "methods=random executor=inprocess: its executor is in real"),
+        (["methods=[random]", "budget.target=1"], "budget.target=1: compare lets every method use its whole budget"),
         (["methods=[random,random]"], "methods=[random,random]: random is there twice"),
         (["methods=[1,2]"], "methods=[1,2]: must be a list"),
         (["methods=[random"], "methods=[random: can't be parsed"),

@@ -42,11 +42,12 @@ class Executor(ABC):
         return False
 
     @abstractmethod
-    def actor_manager(self, time_attr: str) -> Any:
+    def actor_manager(self, time_attr: str, until_s: float | None) -> Any:
         """The controller's actor manager; None for Ray's own.
 
         Args:
             time_attr: name of the reported value that counts resource.
+            until_s: when the study ends at the latest, in seconds of `clock`.
         """
 
     def storage(self, folder: Path) -> StudyStorage:

@@ -298,7 +298,7 @@ class InProcessExecutor(Executor):
                 )
         return self.workers
 
-    def actor_manager(self, time_attr: str) -> InProcessActorManager:
+    def actor_manager(self, time_attr: str, until_s: float | None) -> InProcessActorManager:
         """What runs the trainables."""
         self._manager = InProcessActorManager(self.workers)
         return self._manager

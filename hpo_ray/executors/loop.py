@@ -184,7 +184,7 @@ def _controller(this: _Run, recorder: Recorder) -> Controller:
         callbacks=[CheckpointRecorder(recorder, folder), *study.callbacks],
         storage=storage,
         max_pending=this.concurrency,
-        actor_manager=study.executor.actor_manager(study.time_attr),
+        actor_manager=study.executor.actor_manager(study.time_attr, study.draft.budget.time_s),
     )
     if this.resources is not None:
         controller.keep_actors(this.resources, this.concurrency)

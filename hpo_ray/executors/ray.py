@@ -73,7 +73,7 @@ class RayExecutor(Executor):
                 fits.append(int(there / asked + 1e-9))
         return min(fits, default=max(1, int(total.get("CPU", 1))))
 
-    def actor_manager(self, time_attr: str) -> Any:
+    def actor_manager(self, time_attr: str, until_s: float | None) -> Any:
         """None: Ray's own."""
         return None
 

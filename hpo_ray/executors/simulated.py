@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S
+from ray.tune.result import RESULT_DUPLICATE, TIME_THIS_ITER_S, TIME_TOTAL_S
 
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.executors.inprocess import Call, InProcessActorManager, InProcessExecutor, TrialFailure
@@ -30,6 +30,9 @@ from hpo_ray.trainables.context import WORKER, stream
 
 _SAVE, _TRAIN = 0, 1
 """Of what ends at the same moment, saving, restoring and starting come before training."""
+
+
+_SHORTEST_BIN_S = 1e-9
 
 
 class Costs:
@@ -53,7 +56,14 @@ class Costs:
         self._function = function
         self._path = path
         self._time_attr = time_attr
-        self.source = f"{step_s:g} s a step (executor.step_s)" if step_s is not None else ""
+        self._sources: dict[str, None] = {}
+
+    @property
+    def source(self) -> str:
+        """Where the seconds came from, in words."""
+        if self._step_s is not None:
+            return f"{self._step_s:g} s a step (executor.step_s)"
+        return ", ".join(self._sources) or "no step"
 
     def seconds(self, trainable: Any, result: Mapping[str, Any]) -> float:
         """The seconds of the step that gave this result.
@@ -61,21 +71,27 @@ class Costs:
         Raises:
             StudyError: they are negative or not finite, or the function raised.
         """
+        if RESULT_DUPLICATE in result:  # a function has returned: that is no step
+            return 0.0
         if self._step_s is not None:
             return self._step_s
         resource = result.get(self._time_attr, 0)
         if "cost" in result:
-            self.source, name, seconds = "the reported metric cost", "cost", result["cost"]
+            name, seconds = "cost", result["cost"]
+            self._sources["the reported metric cost"] = None
         elif self._function is not None:
-            self.source, name = f"task.cost={self._path}", f"task.cost={self._path}"
+            name = f"task.cost={self._path}"
+            self._sources[name] = None
             try:
                 seconds = self._function(trainable.config, resource)
             except Exception as error:  # of the user's code
                 raise StudyError(f"{name} raised {type(error).__name__}: {error} at resource {resource}") from error
         else:
-            self.source = "1 s a step: nothing says what a step costs"
+            self._sources["1 s a step: nothing says what a step costs"] = None
             return 1.0
-        number = isinstance(seconds, int | float | np.number) and not isinstance(seconds, bool)
+        if getattr(seconds, "ndim", None) == 0 and hasattr(seconds, "item"):  # a scalar of numpy's or torch's
+            seconds = seconds.item()
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not number or not math.isfinite(seconds) or seconds < 0:
             raise StudyError(
                 f"{name}: {seconds!r} for the step to resource {resource} of {trainable.config}; must be a finite "
@@ -101,7 +117,7 @@ class Utilisation:
         if end <= start:
             return
         bins = len(self._busy)
-        self._width = self._width or end / bins
+        self._width = self._width or max(end / bins, _SHORTEST_BIN_S)
         while end > self._width * bins:
             self._busy = [a + b for a, b in zip(self._busy[::2], self._busy[1::2], strict=True)] + [0.0] * (bins // 2)
             self._width *= 2
@@ -138,6 +154,7 @@ class SimulatedActorManager(InProcessActorManager):
         speeds: of the workers, in turn; a step takes its cost divided by this.
         failures: of a worker in an hour.
         seed: decides when workers fail.
+        until_s: where the clock stops; None for nowhere.
     """
 
     def __init__(
@@ -149,9 +166,11 @@ class SimulatedActorManager(InProcessActorManager):
         speeds: Sequence[float] = (1.0,),
         failures: float = 0.0,
         seed: int = 0,
+        until_s: float | None = None,
     ) -> None:
         super().__init__(workers)
         self.now = 0.0
+        self._until_s = math.inf if until_s is None else until_s
         self.utilisation = Utilisation(workers)
         self.lost_workers = 0
         self._costs = costs
@@ -162,6 +181,8 @@ class SimulatedActorManager(InProcessActorManager):
         self._free_workers = sorted((-speed, worker) for worker, speed in enumerate(self._speeds))
         self._worker_of: dict[TrackedActor, int] = {}
         self._heap: list[tuple[float, int, int, partial[None]]] = []
+        self._since: dict[TrackedActor, float] = {}
+        """When what an actor does now has started."""
         self._sequence = itertools.count()
         self._handling = False
         self._asked = False
@@ -186,6 +207,9 @@ class SimulatedActorManager(InProcessActorManager):
                 self._run_steps()
                 if not self._heap:
                     return False
+                if self._heap[0][0] > self._until_s:  # it would end after the study
+                    self.now = self._until_s
+                    return True
                 self.now, _, _, event = heapq.heappop(self._heap)
                 event()
             else:
@@ -207,8 +231,8 @@ class SimulatedActorManager(InProcessActorManager):
 
     def busy_until(self, end: float) -> Utilisation:
         """How busy the workers were, what is under way at `end` included."""
-        for _, _, _, event in self._heap:
-            self.utilisation.add(event.keywords["started"], end)
+        for since in self._since.values():
+            self.utilisation.add(since, end)
         return self.utilisation
 
     def _run_steps(self) -> None:
@@ -221,6 +245,8 @@ class SimulatedActorManager(InProcessActorManager):
             if call.error is None:
                 seconds = self._costs.seconds(self._objects[call.actor], call.value)
                 seconds /= self._speeds[self._worker_of[call.actor]]
+                if not math.isfinite(seconds):
+                    raise StudyError(f"executor.speeds={self._speeds}: a step takes {seconds} seconds; raise them")
                 real = call.value.get(TIME_THIS_ITER_S, 0.0)
                 call.value[TIME_THIS_ITER_S] = seconds
                 call.value[TIME_TOTAL_S] = call.value.get(TIME_TOTAL_S, 0.0) - real + seconds
@@ -236,12 +262,13 @@ class SimulatedActorManager(InProcessActorManager):
     def _start(self, actor: TrackedActor, build: Callable[[], None]) -> None:
         self._worker_of[actor] = heapq.heappop(self._free_workers)[1]
         if self._startup_s or self._failures:
-            self._later(self._startup_s, _SAVE, actor, partial(self._build_at, build), None)
+            self._later(self._startup_s, _SAVE, actor, partial(self._build_at, actor, build), None)
         else:
             super()._start(actor, build)
 
     def _free(self, actor: TrackedActor, on_stop: Any) -> None:
         worker = self._worker_of.pop(actor, None)
+        self._idle(actor)
         if worker is not None:
             heapq.heappush(self._free_workers, (-self._speeds[worker], worker))
         super()._free(actor, on_stop)
@@ -253,20 +280,26 @@ class SimulatedActorManager(InProcessActorManager):
         lost = self._lost_at(worker, self.now, end)
         if lost is not None:
             end, order, event = lost, _SAVE, partial(self._lose, worker, actor, call)
-        due = (end, order, next(self._sequence), partial(event, started=self.now))
-        heapq.heappush(self._heap, due)
+        self._since.setdefault(actor, self.now)
+        heapq.heappush(self._heap, (end, order, next(self._sequence), event))
 
-    def _deliver(self, call: Call, started: float) -> None:
-        self.utilisation.add(started, self.now)
+    def _idle(self, actor: TrackedActor) -> None:
+        """What the actor did is over."""
+        since = self._since.pop(actor, None)
+        if since is not None:
+            self.utilisation.add(since, self.now)
+
+    def _deliver(self, call: Call) -> None:
+        self._idle(call.actor)
         self.resolve_future(call)
 
-    def _build_at(self, build: Callable[[], None], started: float) -> None:
-        self.utilisation.add(started, self.now)
+    def _build_at(self, actor: TrackedActor, build: Callable[[], None]) -> None:
+        self._idle(actor)
         build()
 
-    def _lose(self, worker: int, actor: TrackedActor, call: Call | None, started: float) -> None:
+    def _lose(self, worker: int, actor: TrackedActor, call: Call | None) -> None:
         """A worker is gone, and what it was doing with it; another takes its place at once."""
-        self.utilisation.add(started, self.now)
+        self._idle(actor)
         error = TrialFailure(f"worker {worker} was lost at {self.now:.6g} s of virtual time (executor.failures)")
         if call is not None:
             if call.wanted:
@@ -294,6 +327,7 @@ class SimulatedExecutor(InProcessExecutor):
     """Runs trials in this process as if on a cluster. See the module.
 
     What a step takes: `step_s` if given; else what the trainable reports as `cost`; else what `cost` gives; else 1 s.
+    A step that raises reports nothing, and takes `step_s` or no time.
 
     Args:
         workers: how many trials run at a time.
@@ -353,10 +387,12 @@ class SimulatedExecutor(InProcessExecutor):
         self._simulation: SimulatedActorManager | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
-    def actor_manager(self, time_attr: str) -> SimulatedActorManager:
+    def actor_manager(self, time_attr: str, until_s: float | None) -> SimulatedActorManager:
         """What runs the trainables."""
         self._cost = self._costs(time_attr)
-        self._manager = self._simulation = SimulatedActorManager(self.workers, self._cost, **self._settings)
+        self._manager = self._simulation = SimulatedActorManager(
+            self.workers, self._cost, until_s=until_s, **self._settings
+        )
         return self._simulation
 
     def storage(self, folder: Path) -> MemoryStorage:

@@ -89,8 +89,7 @@ class Scale:
 
 def trace(result: Mapping[str, Any], scale: Scale) -> Trace:
     """The trace of a study from its result.json."""
-    full = [i for i in result["incumbents"] if i["resource"] >= result["max_resource"]]
-    totals = result["totals"]
+    full, totals = result["best_at_full_resource"], result["totals"]
     return Trace(
         tuple(i["seconds"] for i in full),
         tuple(i["trained"] for i in full),
@@ -213,7 +212,8 @@ def draw(path: Path, traces: Mapping[str, Sequence[Trace]], scale: Scale, title:
         panel.set_xlim(left=0.0)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(f"{scale.name} of the incumbent at full resource")
-    if scale.optimum is not None and all(t.final > 0 for of_method in traces.values() for t in of_method):
+    finals = [t.final for of_method in traces.values() for t in of_method if t.losses]
+    if scale.optimum is not None and finals and min(finals) > 0:
         panels[0].set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title, fontsize=11)

@@ -7,6 +7,7 @@ states. It stops the paused trials that lost, and returns each promoted one once
 from __future__ import annotations
 
 import collections
+import itertools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -158,11 +159,11 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             elif not trial.is_finished():
                 tune_controller.stop_trial(trial)
         if self._promoted and self.room() > 0 and self._searcher_has_room(tune_controller):
-            # In order, also if the first is still being saved: the same trials are then next on every executor.
-            if self._promoted[0].status != Trial.PAUSED or self._promoted[0].is_saving:
+            trial = next((trial for trial in self._promoted if _is_saved(trial)), None)
+            if trial is None:
                 return None
             self._idle_steps = 0
-            trial = self._promoted.popleft()
+            self._promoted.remove(trial)
             self._paused.discard(trial.trial_id)
             self._tell_searcher(tune_controller, "on_unpause", trial)
             return trial
@@ -170,13 +171,15 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         return None
 
     def promotions(self, source_finished: bool) -> int:
-        """How many promoted trials wait for a place; they come before new ones.
+        """How many promoted trials would take a place that is free now; they come before new ones.
+
+        One that is still being saved holds the worker that it will go on with.
 
         Args:
             source_finished: no further trial will be added.
         """
         self._close_rungs(source_finished)
-        return len(self._promoted)
+        return len(list(itertools.islice((trial for trial in self._promoted if _is_saved(trial)), max(0, self.room()))))
 
     def debug_string(self) -> str:
         """One line for Ray's own progress table."""
@@ -255,6 +258,10 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 f"paused trials. Take it out of TuneConfig, or use a searcher of hpo_ray.searchers, which doesn't "
                 f"count them"
             )
+
+
+def _is_saved(trial: Trial) -> bool:
+    return trial.status == Trial.PAUSED and not trial.is_saving
 
 
 class FIFO(CoreScheduler):
@@ -357,11 +364,12 @@ class Hyperband(CoreScheduler):
 class ASHA(CoreScheduler):
     """Asynchronous successive halving (Li et al., MLSys 2020).
 
-    By `variant="promotion"`, the paper's Algorithm 2, a trial is paused at each rung (min_resource, eta times that, and
-    so on up to `max_resource`). When a worker is free, the rungs are scanned from the top down for a paused trial
-    among the best floor(|rung| / eta) of its rung; if there is none, a new trial starts. When no more trials come and
-    none can move up, those that are paused end. Ray's `ASHAScheduler` has the stopping variant only, in which a loss
-    that is not finite or that ties never stops a trial.
+    By `variant="promotion"`, the paper's Algorithm 2, a trial is paused at each rung (R / eta^k rounded down, from the
+    lowest that is not below `min_resource` up to R; the paper counts from the bottom, which is the same when R is
+    `min_resource` times a power of eta). When a worker is free, the rungs are scanned from the top down for a paused
+    trial among the best floor(|rung| / eta) of its rung; if there is none, a new trial starts. When no more trials come
+    and none can move up, those that are paused end. Ray's `ASHAScheduler` has the stopping variant only, in which a
+    loss that is not finite or that ties never stops a trial.
 
     By `variant="stopping"` nothing is paused, so no checkpoints are needed: at each rung a trial ends unless it is
     among the best 1/eta so far, the first eta - 1 trials of a rung always going on (Klein et al. 2020).
@@ -410,6 +418,6 @@ class ASHA(CoreScheduler):
         return trial
 
     def _own_room(self) -> int:
-        """In a Tuner of the user's own: who moves up is decided when the one before has found a worker."""
+        """In a Tuner of the user's own, which doesn't say when a worker is free: one promoted trial waits at a time."""
         last = self._last_promoted
         return 0 if last is not None and last.status == Trial.PENDING else 1

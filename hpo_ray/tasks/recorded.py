@@ -66,7 +66,9 @@ class Recording:
     def __init__(self, path: Path, space: Space) -> None:
         self.path = _file(path)
         self.space = space
-        self.curves = _from_parquet(self.path, space) if self.path.suffix == ".parquet" else _from_jsonl(self.path)
+        self.curves = (
+            _from_parquet(self.path, space) if self.path.suffix.lower() == ".parquet" else _from_jsonl(self.path)
+        )
         if not self.curves:
             raise ConfigError(f"{_KEY}={self.path}: holds no curves: no trial in it has reported", _KEY)
         for curve in self.curves:
@@ -277,9 +279,9 @@ def _from_jsonl(path: Path) -> list[Curve]:
             trial = json.loads(line)
         except ValueError as error:
             last = number == len(lines)
-            what = (
-                "torn: the file ends in the middle of it; cut it off, or write the file again" if last else str(error)
-            )
+            what = "torn: the file ends in the middle of it; cut it off, or write the file again"
+            if not last:
+                what = f"no JSON: {getattr(error, 'msg', error)} at character {getattr(error, 'colno', '?')}"
             raise ConfigError(f"{where}: {what}", _KEY) from None
         for column in ("config", "history", "seconds", "trained"):
             if not isinstance(trial, dict) or column not in trial:
@@ -294,14 +296,18 @@ def _curve_of_trial(where: str, place: str, trial: Mapping[str, Any]) -> Curve |
     """None for a trial that never reported. Its seconds are spread over its reports by their resource."""
     try:
         points = {int(resource): math.nan if value is None else float(value) for resource, value in trial["history"]}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where}, column history: must be a list of [resource, value]", _KEY) from None
+    if not isinstance(trial["config"], Mapping):
+        raise ConfigError(f"{where}, column config: {trial['config']!r}: must be a mapping", _KEY)
     if not points:
         return None
     resources = sorted(points)
     seconds, trained = trial["seconds"], trial["trained"]
     if not _is_seconds(seconds):
         raise ConfigError(f"{where}, column seconds: {seconds!r}: must be a finite number >= 0", _KEY)
+    if not isinstance(trained, int) or trained < 0:
+        raise ConfigError(f"{where}, column trained: {trained!r}: must be a whole number >= 0", _KEY)
     a_unit = seconds / max(1, trained)
     return Curve(
         place,
@@ -335,6 +341,11 @@ def _from_parquet(path: Path, space: Space) -> list[Curve]:
     for row, values in enumerate(zip(*(columns[name] for name in names), strict=True)):
         where = f"{_KEY}={path}, row {row}"
         resource, seconds, value = (columns[column][row] for column in ("resource", "seconds", "value"))
+        for name, of_name in zip(names, values, strict=True):
+            if isinstance(of_name, list | dict):
+                raise ConfigError(f"{where}, column {name}: {of_name!r}: must be a number or a text", _KEY)
+        if isinstance(resource, float) and resource.is_integer():  # what pandas makes of a column with gaps
+            resource = int(resource)
         if not isinstance(resource, int) or resource < 1:
             raise ConfigError(f"{where}, column resource: {resource!r}: must be a whole number >= 1", _KEY)
         if not _is_seconds(seconds):

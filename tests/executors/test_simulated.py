@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Reported, TrialAdded, TrialEnded, TrialRetried, read
 from hpo_ray.executors import SimulatedExecutor
-from hpo_ray.executors.simulated import Utilisation
+from hpo_ray.executors.simulated import Costs, SimulatedActorManager, Utilisation
 from hpo_ray.results import StudyResult, load_study
 from hpo_ray.testing import (
     check_same_decisions,
@@ -107,6 +107,21 @@ def test_the_reported_cost_comes_before_the_function_and_a_constant_before_both(
     )
 
 
+def test_a_function_that_returns_costs_what_it_reported(folder: Path) -> None:
+    overrides = [*own("costly_function"), "method=random", "budget.trials=2", *simulated(1)]
+    result = run_study(overrides, folder / "reported")
+    assert end(result) == 2 * 3 * 5.0 and said(result)["cost"] == "the reported metric cost"
+    assert end(run_study([*overrides, "executor.step_s=7"], folder / "constant")) == 2 * 3 * 7.0
+
+
+def test_nothing_is_reported_after_the_time_is_up(folder: Path) -> None:
+    overrides = ["method=random", "task=branin", "budget.time_s=100", *simulated(2)]
+    result = run_study([*overrides, "executor.step_s=40"], folder / "some")
+    assert end(result) == 100.0 and result.state.trained == 4 and said(result)["utilisation"] == 1.0
+    with pytest.raises(StudyError, match="no trial reported loss"):
+        run_study([*overrides, "executor.step_s=1000"], folder / "none")
+
+
 def test_free_steps_take_no_time(folder: Path) -> None:
     result = run_study(["task=parabola", *simulated(4, "executor.step_s=0")], folder)
     assert end(result) == 0.0 and result.state.states["completed"] == 8
@@ -188,6 +203,9 @@ def test_utilisation_widens_its_bins_and_loses_nothing() -> None:
     # Bins of 0.25 s were doubled until four of them hold 10 s.
     assert busy.over_time(10.0) == [(4.0, 1.0), (8.0, 5 / 8), (10.0, 0.5)]
     assert busy.mean(10.0) == 0.75
+    tiny = Utilisation(1)
+    tiny.add(0.0, 1e-320)
+    assert tiny.mean(1.0) == 1e-320
     assert Utilisation(1).over_time(0.0) == [] and Utilisation(1).mean(0.0) == 0.0
 
 
@@ -204,6 +222,35 @@ def test_the_result_tells_the_incumbent_over_virtual_time(folder: Path) -> None:
     over_time = content["simulation"]["utilisation_over_time"]
     assert over_time[0][1] == 1.0 and over_time[-1][0] == pytest.approx(end(result), abs=1e-5)
     assert load_study(result.path).to_json()["simulation"] == content["simulation"]
+
+
+@pytest.mark.parametrize("method", ["asha", "hyperband"])
+def test_while_one_is_saved_a_free_worker_takes_another(folder: Path, method: str) -> None:
+    """Costly checkpoints: a worker stands idle only when nothing could be started."""
+    overrides = [f"method={method}", "task=hartmann6", "task.max_resource=9", *simulated(4, "executor.checkpoint_s=10")]
+    result = run_study([*overrides, "budget.time_s=500"], folder)
+    # Without a limit on trials there is always something to start.
+    assert said(result)["utilisation"] == 1.0 and end(result) == 500.0
+
+
+def test_a_trial_that_is_stopped_in_the_middle_of_a_step_is_busy_until_then() -> None:
+    manager = SimulatedActorManager(1, Costs(10.0, None, None, "training_iteration"))
+    actor = manager.add_actor(Stopped, {}, None)
+    while actor not in manager._objects:
+        manager.next()
+    manager.schedule_actor_task(actor, "train")
+    manager._run_steps()
+    manager.now = 4.0
+    manager.clear_actor_task_futures(actor)
+    manager.remove_actor(actor)
+    while manager.next():
+        pass
+    assert manager.utilisation.mean(4.0) == 1.0 and manager.busy_until(8.0).mean(8.0) == 0.5
+
+
+class Stopped:
+    def train(self) -> dict:
+        return {}
 
 
 # Nothing else is different.
@@ -324,6 +371,10 @@ def test_settings_that_can_not_be(folder: Path, settings: dict, message: str) ->
             "task.cost=mine.infinite_seconds: inf for the step to",
         ),
         (
+            own("DictCheckpoint", "executor.speeds=[1e-310]"),
+            "executor.speeds=[1e-310, 1e-310]: a step takes inf seconds",
+        ),
+        (
             own("DictCheckpoint", "task.cost=mine.raising_seconds"),
             "task.cost=mine.raising_seconds raised KeyError: 'batch",
         ),
@@ -331,5 +382,5 @@ def test_settings_that_can_not_be(folder: Path, settings: dict, message: str) ->
 )
 def test_a_cost_that_can_not_be_ends_the_study(folder: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(StudyError) as caught:
-        run_study([*overrides, "method=random", *simulated(2)], folder)
+        run_study([*simulated(2), "method=random", *overrides], folder)
     assert str(caught.value).startswith(message)

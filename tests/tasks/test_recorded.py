@@ -172,8 +172,8 @@ def test_a_trial_that_failed_fails_again(folder: Path) -> None:
         ("", "is empty"),
         ("\n \n", "is empty"),
         (line() + line()[:40], "line 2: torn: the file ends in the middle of it"),
-        (line() + "{]\n" + line(), "line 2: Expecting property name"),
-        (line() + "\n" + line(), "line 2: Expecting value"),
+        (line() + "{]\n" + line(), "line 2: no JSON: Expecting property name enclosed in double quotes at character 2"),
+        (line() + "\n" + line(), "line 2: no JSON: Expecting value at character 1"),
         (line() + "[1, 2]\n", "line 2, column config: missing"),
         (line() + json.dumps({"config": {}}) + "\n", "line 2, column history: missing"),
         (line().replace('"seconds"', '"sec"'), "line 1, column seconds: missing"),
@@ -181,6 +181,13 @@ def test_a_trial_that_failed_fails_again(folder: Path) -> None:
         (line(history="none"), "line 1, column history: must be a list of [resource, value]"),
         (line(seconds=-1.0), "line 1, column seconds: -1.0: must be a finite number >= 0"),
         (line(seconds=None), "line 1, column seconds: None"),
+        (line(trained=None), "line 1, column trained: None: must be a whole number >= 0"),
+        (line(trained="x"), "line 1, column trained: 'x': must be a whole number >= 0"),
+        (
+            line().replace('{"lr": 0.1, "units": 10, "opt": "sgd"}', "null"),
+            "line 1, column config: None: must be a map",
+        ),
+        (line(history=[[float("inf"), 1.0]]), "line 1, column history: must be a list of [resource, value]"),
         (line(history=[]), "holds no curves: no trial in it has reported"),
         (line() + line({"lr": 0.1, "opt": "sgd"}), "line 2, column units: missing; its configuration has lr, opt"),
         (line({"lr": 0.1, "units": 10, "opt": "lion"}), "line 1, column opt: 'lion' is not one of"),
@@ -211,6 +218,7 @@ def test_a_jsonl_that_can_not_be(folder: Path, text: str, message: str) -> None:
         ([row(resource=1.5)], ", row 0, column resource: 1.5: must be a whole number >= 1"),
         ([row(value="good")], ", row 0, column value: 'good': must be a number"),
         ([row(), row(lr=0.2), row()], ", row 2, column resource: 1 is there already for this configuration, in row 0"),
+        ([{**row(), "units": [1, 2]}], ", row 0, column units: [1, 2]: must be a number or a text"),
         ([row(opt="lion")], ", row 0, column opt: 'lion' is not one of"),
     ],
 )
@@ -219,6 +227,11 @@ def test_a_table_that_can_not_be(folder: Path, rows: list[dict], message: str) -
     with pytest.raises(ConfigError) as caught:
         Recording(path, SPACE)
     assert str(caught.value).startswith(f"task.args.path={path}{message}")
+
+
+def test_whole_resources_may_be_floats_as_pandas_makes_them(folder: Path) -> None:
+    recording = Recording(table(folder / "t.PARQUET", [row(resource=1.0), row(resource=2.0)]), SPACE)
+    assert recording.curves[0].resources == (1, 2)
 
 
 def test_a_table_that_is_torn_empty_or_missing(folder: Path) -> None:
