@@ -175,39 +175,42 @@ def run_all(comparison: Comparison, say: Callable[[str], None]) -> Outcome:
     """
     studies = [build(entry.study(Path("."), comparison.seeds[0])) for entry in comparison.entries]  # errors come first
     from hpo_ray.executors.base import Resources
+
+    keeper = studies[0].executor  # one Ray cluster for all
+    keeper.start(Resources(studies[0].context.cpus, studies[0].context.gpus))
+    try:
+        with _folder(comparison) as folder:
+            say(f"{headline(comparison)} -> {folder}")
+            return _write(comparison, folder, _run_missing(comparison, folder, say))
+    finally:
+        keeper.stop()
+
+
+def _run_missing(comparison: Comparison, folder: Path, say: Callable[[str], None]) -> str | None:
+    """Runs the studies that have not ended yet; the reason if a signal ended it."""
     from hpo_ray.executors.loop import run
     from hpo_ray.view import View
 
-    interrupted = None
-    total = len(comparison.entries) * len(comparison.seeds)
-    with _folder(comparison) as folder:
-        say(f"{headline(comparison)} -> {folder}")
-        keeper = studies[0].executor  # one Ray cluster for all
-        keeper.start(Resources(studies[0].context.cpus, studies[0].context.gpus))
+    # All methods of a seed, then the next seed, so that an interrupted comparison is balanced.
+    order = [(entry, seed) for seed in comparison.seeds for entry in comparison.entries]
+    for number, (entry, seed) in enumerate(order, 1):
+        place = folder / entry.folder(seed)
+        if _result(place) is not None:
+            continue
+        shutil.rmtree(place, ignore_errors=True)  # it was interrupted
+        who = f"[{number}/{len(order)}] {entry.label}, seed {seed}"
         try:
-            number = 0
-            for seed in comparison.seeds:  # all methods of a seed, so that an interrupted comparison is balanced
-                for entry in comparison.entries:
-                    number += 1
-                    place = folder / entry.folder(seed)
-                    if _result(place) is not None:
-                        continue
-                    shutil.rmtree(place, ignore_errors=True)  # it was interrupted
-                    try:
-                        ended = run(build(entry.study(folder, seed)), View()).state.ended
-                    except StudyError as error:
-                        say(f"[{number}/{total}] {entry.label}, seed {seed}: failed: {str(error).splitlines()[0]}")
-                        continue
-                    if ended is not None and ended.state == "interrupted":
-                        shutil.rmtree(place)
-                        interrupted = ended.reason
-                        break
-                    say(f"[{number}/{total}] {entry.label}, seed {seed}: {_one_line(_result(place), comparison)}")
-                if interrupted:
-                    break
-        finally:
-            keeper.stop()
-        return _write(comparison, folder, interrupted)
+            ended = run(build(entry.study(folder, seed)), View()).state.ended
+        except StudyError as error:
+            say(f"{who}: failed: {str(error).splitlines()[0]}")
+            continue
+        except KeyboardInterrupt:  # between two studies; one that runs handles it itself
+            return "SIGINT received"
+        if ended is not None and ended.state == "interrupted":
+            shutil.rmtree(place)
+            return ended.reason
+        say(f"{who}: {_one_line(_result(place), comparison)}")
+    return None
 
 
 def headline(comparison: Comparison) -> str:
