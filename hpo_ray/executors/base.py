@@ -50,8 +50,13 @@ class Executor(ABC):
             until_s: when the study ends at the latest, in seconds of `clock`.
         """
 
-    def storage(self, folder: Path) -> StudyStorage:
-        """Where Ray's controller and trainables keep what they save: the study's folder."""
+    def storage(self, folder: Path, trackers: bool) -> StudyStorage:
+        """Where Ray's controller and trainables keep what they save.
+
+        Args:
+            folder: the study's folder.
+            trackers: whether there are callbacks, which may write into the trials' folders.
+        """
         from hpo_ray.executors.internals import StudyStorage
 
         return StudyStorage(str(folder.parent), folder.name)

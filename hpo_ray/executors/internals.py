@@ -205,8 +205,9 @@ class MemoryCheckpoint(Checkpoint):  # type: ignore[misc]  # ray ships no types
 
 
 class MemoryStorage(StudyStorage):
-    """Keeps checkpoints in memory, and makes no folders for trials."""
+    """Keeps checkpoints in memory, and makes folders for trials only where trackers write into them."""
 
+    folders: bool = False
     scratch: str
     """An empty folder, for the moments in which a trainable writes or reads a checkpoint."""
 
@@ -492,7 +493,7 @@ class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
 
     def init_local_path(self) -> None:
         """Makes the trial's folder, where it will hold something."""
-        if not isinstance(self.storage, MemoryStorage):
+        if not isinstance(self.storage, MemoryStorage) or self.storage.folders:
             super().init_local_path()
 
     def handle_error(self, exc: Any = None) -> None:

@@ -163,7 +163,7 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
 def _controller(this: _Run, recorder: Recorder) -> Controller:
     study, folder = this.study, this.folder
     register_trainable(folder.name, this.trainable)
-    storage = study.executor.storage(folder)
+    storage = study.executor.storage(folder, trackers=bool(study.callbacks))
     source = TrialSource(
         study.searcher,
         trainable=this.trainable,

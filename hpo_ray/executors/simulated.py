@@ -395,11 +395,11 @@ class SimulatedExecutor(InProcessExecutor):
         )
         return self._simulation
 
-    def storage(self, folder: Path) -> MemoryStorage:
+    def storage(self, folder: Path, trackers: bool) -> MemoryStorage:
         """Memory: a simulated study leaves no checkpoints."""
         self._scratch = tempfile.TemporaryDirectory(prefix="hpo_ray-")
         storage = MemoryStorage(str(folder.parent), folder.name)
-        storage.scratch = self._scratch.name
+        storage.scratch, storage.folders = self._scratch.name, trackers
         return storage
 
     def clock(self) -> Callable[[], float]:

@@ -42,6 +42,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             study, `restart` trains it again from the beginning when it goes on.
     """
 
+    _without_checkpoints: ClassVar[str] = ""
     # Buffered results would let a trial run past its rung.
     _supports_buffered_results = False
 
@@ -243,7 +244,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 raise StudyError(
                     f"trial {trial_id} was paused but has reported no checkpoint, so it can't go on later. Report "
                     f"one, `tune.report(metrics, checkpoint=...)`, or set scheduler.on_missing_checkpoint=restart "
-                    f"to train promoted trials again from the start"
+                    f"to train promoted trials again from the start{self._without_checkpoints}"
                 )
 
     def _check_progress(self) -> None:
@@ -392,6 +393,7 @@ class ASHA(CoreScheduler):
     """
 
     Core: ClassVar = ASHACore
+    _without_checkpoints: ClassVar[str] = ", or scheduler.variant=stopping, which pauses none"
 
     def __init__(
         self,

@@ -314,6 +314,19 @@ def test_paused_state_stays_in_memory_and_nothing_is_left_on_disk(folder: Path) 
         assert left - printed == {"config.yaml", "events.jsonl", "result.json", "trials.jsonl", "best/best.json"}
 
 
+def test_trackers_write_into_the_folders_of_trials(folder: Path) -> None:
+    overrides = ["method=asha", "task=branin", "task.max_resource=3", "tracker=ray_loggers", *simulated(2)]
+    result = run_study(overrides, folder)
+    assert all((result.path / "trials" / str(number) / "result.json").exists() for number in range(3))
+
+
+def test_a_function_without_checkpoints_is_told_the_ways_out(folder: Path) -> None:
+    with pytest.raises(StudyError, match=r"on_missing_checkpoint=restart .*, or scheduler\.variant=stopping"):
+        run_study([*own("no_checkpoint"), "method=asha", *simulated(2)], folder / "pauses")
+    stops = run_study([*own("no_checkpoint"), "method=asha", "scheduler.variant=stopping", *simulated(2)], folder / "b")
+    assert stops.state.states["failed"] == 0 and stops.state.states["completed"] >= 1
+
+
 def test_ended_trials_are_forgotten(folder: Path) -> None:
     """Ray's trials, of which the controller and its callbacks hold thousands otherwise."""
     most = 0
