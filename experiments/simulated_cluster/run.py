@@ -12,10 +12,7 @@ import argparse
 import json
 import os
 import platform
-import resource
-import subprocess
 import sys
-import time
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -34,8 +31,6 @@ METHODS = ("random", "hyperband", "asha")
 WORKERS = (1, 8, 64, 512)
 MAX_RESOURCE = 27
 STARTUP_S = 5
-ALONE = 10_000
-"""Trials of the run that is timed: ASHA, R = 81, eta = 3, on 500 workers."""
 
 
 def compare(workers: int, seeds: int, steps: int) -> dict[str, Any]:
@@ -114,42 +109,6 @@ def draw(of: dict[int, dict[str, Any]], path: Path, steps: int) -> None:
     figure.savefig(path, dpi=120)
 
 
-def alone() -> dict[str, Any]:
-    """Time and memory of one large study, in a process of its own that is pinned to one core where that is possible."""
-    code = "import run; run.timed()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, check=True, capture_output=True, text=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def timed() -> None:
-    import tempfile
-
-    from hpo_ray.testing import run_study
-
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {0})
-    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        study = ["method=asha", "task=hartmann6", "task.max_resource=81", f"budget.trials={ALONE}"]
-        result = run_study([*study, "executor=simulated", "executor.workers=500"], Path(folder))
-    assert result.state.ended is not None and result.state.ended.simulation is not None
-    print(
-        json.dumps(
-            {
-                "trials": len(result.state.trials),
-                "steps": result.state.trained,
-                "seconds": round(time.perf_counter() - started, 1),
-                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "imports_mb": round(before_mb),
-                "virtual_seconds": result.state.ended.time,
-                "utilisation": result.state.ended.simulation["utilisation"],
-            }
-        )
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -158,11 +117,9 @@ def main() -> None:
     quick = parser.parse_args().quick
     seeds, steps = (2, 27 * 64) if quick else (8, 27 * 1024)
     sys.path.insert(0, str(HERE))  # for costs.seconds
-    large = alone()
     of = {workers: compare(workers, seeds, steps) for workers in WORKERS}
     target = target_of(of[1]["traces"])[1]
     print(f"\n{tables(of, target)}\n\ntarget: regret {target:.3g}, the median of random search on one worker")
-    print(f"{large}")
     if quick:
         return
     draw(of, HERE / "figure.png", steps)
@@ -180,7 +137,6 @@ def main() -> None:
             }
             for workers, got in of.items()
         },
-        "one_large_study": large,
     }
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
