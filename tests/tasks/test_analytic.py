@@ -1,6 +1,8 @@
 import math
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from hpo_ray.tasks.analytic import Branin, Hartmann6, Parabola
 from hpo_ray.trainables import TrialContext
@@ -58,6 +60,21 @@ def test_hartmann6_fidelity():
     # z = 1/4, 2/4, 3/4, 1: alpha_i - 0.1 (1 - z)
     expected = [-((1.0 - d) * e1 + (1.2 - d) * e2 + (3.0 - d) + (3.2 - d) * e4) for d in (0.075, 0.05, 0.025, 0.0)]
     assert losses(Hartmann6, config, max_resource=4, steps=5) == pytest.approx([*expected, expected[-1]], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "minimiser"),
+    [
+        ("parabola", Parabola, {"x": 2.0}),
+        ("branin", Branin, {"x1": math.pi, "x2": 2.275}),
+        ("hartmann6", Hartmann6, MINIMISER),
+    ],
+)
+def test_the_optimum_of_its_task_is_that_of_the_function(name, function, minimiser):
+    optimum = OmegaConf.load(Path(__file__).parents[2] / "conf" / "task" / f"{name}.yaml").task.optimum
+    value = function(dict(minimiser)).step()["loss"]
+    # The minimisers are given to some digits; no value near them is below the optimum.
+    assert optimum - 1e-12 <= value <= optimum + 1e-6
 
 
 def test_a_trial_of_no_study_is_at_full_fidelity():
