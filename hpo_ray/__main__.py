@@ -145,6 +145,7 @@ def _plan(typed: list[str]) -> int:
             "full_trainings": None if full is None else round(full, 4),
             "rounds": plan.rounds,
             "exact": plan.exact,
+            "total_resource_spread": plan.spread,
             "brackets": [
                 {"s": bracket.s, "rungs": [{"n": rung.n, "r": rung.r} for rung in bracket.rungs]}
                 for bracket in plan.brackets
@@ -161,7 +162,9 @@ def _plan(typed: list[str]) -> int:
     if plan.total_resource_restarting != plan.total_resource:
         print(f"({plan.total_resource_restarting} {unit}s if trials that move up had to start again)")
     if not plan.exact:
-        print("about: how many trials move up depends on the order in which they report")
+        low, high = plan.spread or (None, None)
+        often = f": {low} to {high} {unit}s in nine of ten orders" if plan.spread else ""
+        print(f"about: how many trials move up depends on the order in which they report{often}")
     if draft.budget.time_s is not None:
         print(f"ends after {clock(draft.budget.time_s)}")
     if draft.budget.resource is not None:

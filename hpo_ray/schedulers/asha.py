@@ -137,12 +137,27 @@ class ASHACore:
             return Plan(self.max_resource, None, exact=False, limit=budget.resource)
         if trials is None:
             trials = sum(bracket.rungs[0].n for bracket in self.brackets)
-        sizes = self._expected_sizes(trials)
+        runs = self._random_orders(trials)
         brackets = tuple(
-            Bracket(bracket.s, tuple(Rung(sizes[b][i], rung.r) for i, rung in enumerate(bracket.rungs)))
+            Bracket(
+                bracket.s,
+                tuple(
+                    Rung(round(sum(run[b][i] for run in runs) / len(runs)), rung.r)
+                    for i, rung in enumerate(bracket.rungs)
+                ),
+            )
             for b, bracket in enumerate(self.brackets)
         )
-        return Plan(self.max_resource, trials, brackets, exact=False, limit=budget.resource)
+        spent = sorted(
+            sum(
+                Bracket(b.s, tuple(Rung(n, rung.r) for n, rung in zip(sizes, b.rungs, strict=True))).resource
+                for b, sizes in zip(self.brackets, run, strict=True)
+            )
+            for run in runs
+        )
+        tail = len(spent) // 20
+        spread = (spent[tail], spent[-1 - tail]) if tail else None
+        return Plan(self.max_resource, trials, brackets, exact=False, spread=spread, limit=budget.resource)
 
     def bracket_of(self, number: int) -> int:
         """The bracket that the number-th trial starts in: a function of the seed and the number.
@@ -155,11 +170,10 @@ class ASHACore:
         draw = np.random.default_rng(stream(self.seed, SCHEDULER, number)).random()
         return next(bracket for bracket, share in enumerate(self._shares) if draw < share)
 
-    def _expected_sizes(self, trials: int) -> list[list[int]]:
-        """How many trials report in each rung of each bracket: the mean over random orders, some thousand trials."""
-        repeats = max(1, _PLANNED_TRIALS // trials)
-        totals = [[0] * len(rungs) for rungs in self._rungs]
-        for repeat in range(repeats):
+    def _random_orders(self, trials: int) -> list[list[list[int]]]:
+        """How many trials report in each rung of each bracket, for some random orders of how good they are."""
+        runs = []
+        for repeat in range(max(1, _PLANNED_TRIALS // trials)):
             losses = np.random.default_rng(repeat).random(trials)
             core = ASHACore(**self._settings)
             for _ in losses:
@@ -172,10 +186,8 @@ class ASHACore:
                     while core.report(trial_id, core._rungs[member.bracket][member.rung].resource, value) is CONTINUE:
                         pass
                     todo += core.advance(False, 1).promote
-            for b, rungs in enumerate(core._rungs):
-                for i, rung in enumerate(rungs):
-                    totals[b][i] += len(rung.recorded)
-        return [[round(total / repeats) for total in bracket] for bracket in totals]
+            runs.append([[len(rung.recorded) for rung in rungs] for rungs in core._rungs])
+        return runs
 
     def add(self, trial_id: str) -> None:
         """A new trial starts at the bottom of its bracket. Adding it again (a retry) changes nothing."""

@@ -84,6 +84,7 @@ class Plan:
         brackets: one round of them; empty for a scheduler without.
         rounds: how many rounds; None when only time or resource end the study.
         exact: False when the results decide how many trials move up; the numbers are then what is expected.
+        spread: where the total resource lies in nine of ten random orders, when it is not exact; None if not known.
         limit: units trained in all, after which the study ends (`budget.resource`).
     """
 
@@ -92,6 +93,7 @@ class Plan:
     brackets: tuple[Bracket, ...] = ()
     rounds: int | None = 1
     exact: bool = True
+    spread: tuple[int, int] | None = None
     limit: int | None = None
 
     @property

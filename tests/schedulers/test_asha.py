@@ -335,6 +335,10 @@ def test_plan():
     assert sizes[0] == 81 and all(least <= n < 2 * least + 3 for n, least in zip(sizes, (81, 27, 9, 3, 1), strict=True))
     assert (plan.trials, plan.exact, plan.total_resource) == (81, False, plan.brackets[0].resource)
     assert plan == ASHACore(81).plan(Budget())
+    assert plan.spread is not None and plan.spread[0] <= plan.total_resource <= plan.spread[1]
+    # The best possible order trains what synchronous halving does.
+    assert plan.spread[0] >= 81 + 27 * 2 + 9 * 6 + 3 * 18 + 1 * 54
+    assert ASHACore(81).plan(Budget(trials=2000)).spread is None  # one order is no spread
     assert ASHACore(81).plan(Budget(trials=10_000)).trials == 10_000
     assert ASHACore(81).plan(Budget(time_s=9)).trials is None
     open_ended = ASHACore(81).plan(Budget(resource=500))
