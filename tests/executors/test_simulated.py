@@ -72,6 +72,15 @@ def test_synchronous_halving_waits_for_its_rungs(folder: Path) -> None:
     assert said(result)["utilisation"] == pytest.approx((9 + 3 * 2 + 6) / 33, abs=1e-4)
 
 
+def test_all_that_can_start_at_a_moment_starts_at_it(folder: Path) -> None:
+    # As above with 10 s to start: 3 waves of 11 s, one of 12 s, one of 16 s. The three of rung 1 start together, though
+    # the controller is asked for them one after another.
+    overrides = ["method=successive_halving", "task=branin", "task.max_resource=9", *simulated(3)]
+    result = run_study([*overrides, "executor.startup_s=10"], folder)
+    assert end(result) == 3 * 11 + 12 + 16
+    assert said(result)["utilisation"] == pytest.approx((9 * 11 + 3 * 12 + 16) / (3 * 61), abs=1e-4)
+
+
 def test_start_and_checkpoints_take_time_on_the_worker(folder: Path) -> None:
     # 3@1 1@3, one worker. Each of the three: start 10, step 1, save 2. The best: start 10, load 2, two steps.
     overrides = ["method=successive_halving", "task=branin", "task.max_resource=3", *simulated(1)]
@@ -339,6 +348,7 @@ def test_ended_trials_are_forgotten(folder: Path) -> None:
         nonlocal most
         original(self, controller, trial, result)
         if trial.trial_id.endswith("50"):
+            gc.collect()  # what earlier studies left
             most = max(most, sum(issubclass(type(thing), Trial) for thing in gc.get_objects()))
 
     with pytest.MonkeyPatch.context() as patch:
