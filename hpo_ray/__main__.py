@@ -288,21 +288,19 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
     from hpo_ray.best import CHECKPOINT_FOLDER
     from hpo_ray.results import BEST_FOLDER
-    from hpo_ray.view import ENDED, clock, config_text, count, incumbent, virtual_clock
+    from hpo_ray.view import ENDED, clock, config_text, count, incumbent, spent, virtual_clock
 
     state, unit = result.state, draft.task.unit
     assert state.ended is not None
     counts = [f"{state.states[name]} {name}" for name in ENDED if state.states[name]]
     if unfinished := state.states["running"] + state.states["paused"]:
         counts.append(f"{unfinished} left unfinished")
-    planned = draft.plan.total_resource
-    spent = f"{state.trained} of {count(planned, unit)}" if planned else count(state.trained, unit)
     lines = ["", f"{state.ended.state}: {state.ended.reason}"]
     took = clock(state.ended.time)
     if simulation := state.ended.simulation:
         workers = count(simulation["workers"], "worker")
         took = f"{virtual_clock(state.ended.time)} on {workers} (virtual; {simulation['wall_seconds']:.1f} s here)"
-    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent}, {took}")
+    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent(state.trained, draft)}, {took}")
     best = result.best
     folder = _short(result.path)
     if best is None:

@@ -181,14 +181,21 @@ def progress(state: StudyState, draft: Draft, elapsed_s: float) -> str:
     """Trials by state, resource spent of planned, time left."""
     states = ", ".join(f"{state.states[name]} {name}" for name in STATES if state.states[name])
     total = draft.plan.total_resource
-    spent = f"{state.trained} of {count(total, draft.task.unit)}" if total else count(state.trained, draft.task.unit)
     left: list[float] = []
-    if total and state.trained:
+    if total and state.trained and (draft.plan.exact or state.trained < total):
         left.append(elapsed_s * max(0, total - state.trained) / state.trained)
     if draft.budget.time_s is not None:
         left.append(max(0.0, draft.budget.time_s - elapsed_s))
     time_left = f", {clock(min(left))} left" if left else ""
-    return f"{clock(elapsed_s)}  {states or 'starting'}; {spent}{time_left}"
+    return f"{clock(elapsed_s)}  {states or 'starting'}; {spent(state.trained, draft)}{time_left}"
+
+
+def spent(trained: int, draft: Draft) -> str:
+    """Units trained, of how many: `20 of 69 steps`."""
+    total, unit = draft.plan.total_resource, draft.task.unit
+    if not total:
+        return count(trained, unit)
+    return f"{trained} of {'' if draft.plan.exact else 'about '}{count(total, unit)}"
 
 
 def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:

@@ -165,3 +165,13 @@ def test_words() -> None:
     assert (
         config_text({"lr": 0.000123456, "net": {"units": 3, "act": "relu"}}) == "lr=0.0001235 net.units=3 net.act=relu"
     )
+
+
+def test_a_plan_that_is_not_exact_says_about_and_promises_no_time_once_it_is_passed() -> None:
+    asha = draft(load(["method=asha", "task=parabola", "task.max_resource=9"]))
+    total = asha.plan.total_resource
+    assert total is not None
+    state = fold([START, added(0), reported(0, 1, 0.5)])
+    assert f"; 1 of about {total} steps, " in progress(state, asha, 10.0) and "left" in progress(state, asha, 10.0)
+    state.trained = total + 1
+    assert progress(state, asha, 10.0) == f"0:10  1 running; {total + 1} of about {total} steps"
