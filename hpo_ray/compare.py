@@ -334,6 +334,8 @@ def _folder(comparison: Comparison) -> Iterator[Path]:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
+            if comparison.name:
+                raise ConfigError(f"study.name={comparison.name}: {folder} is there already", "study.name") from None
             taken.append(max(taken, default=0) + 1)
             continue
         except OSError as error:

@@ -197,6 +197,24 @@ class FailsToSave(DictCheckpoint):
         return super().save_checkpoint(checkpoint_dir)
 
 
+class WritesThenFailsToSave(DictCheckpoint):
+    """Writes a file named by its number of saves, and with a low rate fails after that."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """One file, and no more."""
+        with open(os.path.join(checkpoint_dir, f"{self.lr}.txt"), "w") as file:
+            file.write(str(self.steps))
+        if self.lr < 0.2:
+            raise OSError("disk full")
+
+    def load_checkpoint(self, checkpoint_dir):
+        """Only what this trial wrote is there."""
+        (name,) = os.listdir(checkpoint_dir)
+        assert name == f"{self.lr}.txt"
+        with open(os.path.join(checkpoint_dir, name)) as file:
+            self.steps = int(file.read())
+
+
 class FailsToReset(DictCheckpoint):
     """Refuses to be used again for a low rate, in both ways that Ray Tune knows."""
 

@@ -217,10 +217,10 @@ class MemoryStorage(StudyStorage):
 
     def save(self, trainable: Any) -> _TrainingResult:
         """Saves a class trainable, without a file if its `save_checkpoint` returns a dictionary."""
-        returned = trainable.save_checkpoint(self.scratch)
-        files: dict[str, bytes] = {}
-        if os.listdir(self.scratch):
+        try:
+            returned = trainable.save_checkpoint(self.scratch)
             files = _read_files(self.scratch)
+        finally:  # also what a trainable wrote before it raised: the next one saves here, too
             for name in os.listdir(self.scratch):
                 path = os.path.join(self.scratch, name)
                 shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)

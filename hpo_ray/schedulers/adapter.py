@@ -180,7 +180,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             source_finished: no further trial will be added.
         """
         self._close_rungs(source_finished)
-        return len(list(itertools.islice((trial for trial in self._promoted if _is_saved(trial)), max(0, self.room()))))
+        return self._ready()
 
     def debug_string(self) -> str:
         """One line for Ray's own progress table."""
@@ -192,15 +192,19 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
 
+    def _ready(self) -> int:
+        """Promoted trials that could start now, counted up to the room that there is."""
+        ready = (trial for trial in self._promoted if _is_saved(trial))
+        return sum(1 for _ in itertools.islice(ready, max(0, self.room())))
+
     def _close_rungs(self, source_finished: bool) -> None:
-        moves = self.core.advance(source_finished, self.room() - len(self._promoted))
-        if moves is NO_MOVES:
-            return
-        self._reasons.update(moves.reasons or {})
-        # One that failed while it was saved, and was retried, goes on without having been paused.
-        paused = (i for i in moves.promote if i in self._pausing or self._trials[i].status == Trial.PAUSED)
-        self._promoted.extend(self._trials[trial_id] for trial_id in paused)
-        self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
+        # Again if who moves up is still being saved: the free place is then for the next.
+        while (moves := self.core.advance(source_finished, self.room() - self._ready())) is not NO_MOVES:
+            self._reasons.update(moves.reasons or {})
+            # One that failed while it was saved, and was retried, goes on without having been paused.
+            paused = (i for i in moves.promote if i in self._pausing or self._trials[i].status == Trial.PAUSED)
+            self._promoted.extend(self._trials[trial_id] for trial_id in paused)
+            self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
 
     def _loss(self, result: Mapping[str, Any]) -> float:
         value = float(result[self._metric])  # type: ignore[index]  # Ray checks that the metric is there

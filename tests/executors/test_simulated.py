@@ -323,6 +323,13 @@ def test_paused_state_stays_in_memory_and_nothing_is_left_on_disk(folder: Path) 
         assert left - printed == {"config.yaml", "events.jsonl", "result.json", "trials.jsonl", "best/best.json"}
 
 
+def test_what_a_failed_save_wrote_is_in_nobody_elses_checkpoint(folder: Path) -> None:
+    result = run_study([*own("WritesThenFailsToSave"), "method=hyperband", *simulated(2)], folder)
+    failed = [t for t in result.trials if t.state == "failed"]
+    assert failed and all(t.config["lr"] < 0.2 and "disk full" in str(t.error) for t in failed)
+    assert any(t.resource == 9 and len(t.history) == 9 for t in result.trials)
+
+
 def test_trackers_write_into_the_folders_of_trials(folder: Path) -> None:
     overrides = ["method=asha", "task=branin", "task.max_resource=3", "tracker=ray_loggers", *simulated(2)]
     result = run_study(overrides, folder)

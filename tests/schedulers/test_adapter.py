@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from hpo_ray.errors import ConfigError, StudyError
-from hpo_ray.schedulers import FIFO, Hyperband, SuccessiveHalving
+from hpo_ray.schedulers import ASHA, FIFO, Hyperband, SuccessiveHalving
 
 CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP
 
@@ -132,6 +132,17 @@ def test_promoted_trials_wait_for_room():
     assert controller.choose() is None and len(controller.scheduler._promoted) == 3
     controller.scheduler.room = lambda: 9
     assert controller.choose() == "0" and controller.scheduler.promotions(False) == 2
+
+
+def test_asha_promotes_another_while_one_that_moves_up_is_saved():
+    controller = start(6, ASHA(9, metric="loss", mode="min"))
+    scheduler = controller.scheduler
+    scheduler.room = lambda: 1
+    for trial in controller.trials:
+        controller.report(trial, 1, int(trial.trial_id), saving=trial.trial_id == "0")
+    # Two of six may move up. Trial 0 is still being saved, on its own worker; the free one is for trial 1.
+    assert scheduler.promotions(False) == 1
+    assert [t.trial_id for t in scheduler._promoted] == ["0", "1"] and controller.choose() == "1"
 
 
 def test_a_promoted_trial_that_is_stopped_from_outside_is_passed_over():
