@@ -44,6 +44,8 @@ class TaskSection:
     unit: str = "step"  # what one unit is called
     args: dict[str, Any] = field(default_factory=dict)  # constants for the trainable: data paths and the like
     cost: str | None = None  # dotted path of `cost(config, resource)`: seconds of a step, for executor=simulated
+    metrics: dict[str, str] = field(default_factory=dict)  # several metrics at once: {accuracy: max, parameters: min}
+    constraints: dict[str, Any] = field(default_factory=dict)  # bounds to keep: {parameters: {high: 20000}}
     optimum: float | None = None  # the best value there is, where it is known: `compare` then gives regrets
 
 

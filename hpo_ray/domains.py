@@ -58,6 +58,14 @@ class Domain(ABC):
             raise ValueError(f"u={u!r} is not in the unit interval [0, 1)")
         return self._quantile(float(u))
 
+    def to_unit(self, value: Any) -> float:
+        """The middle of the quantiles that `from_unit` maps to `value`; of a float without a grid, the quantile.
+
+        Raises:
+            SpaceError: The domain does not contain `value`.
+        """
+        return self._unit(self.coerce(value))
+
     def coerce(self, value: Any) -> Scalar:
         """The domain's own form of `value`: the float of an int, the grid point, the choice as declared.
 
@@ -85,6 +93,9 @@ class Domain(ABC):
 
     @abstractmethod
     def _own(self, value: Any) -> Scalar: ...
+
+    @abstractmethod
+    def _unit(self, value: Any) -> float: ...
 
     def _nearest(self, value: Any) -> str:
         return ""
@@ -126,6 +137,19 @@ class Range(Domain):
         return f"; nearest: {self._own(min(max(value, self.low), self.high))!r}"
 
     _article: ClassVar[str]
+
+    def spread(self, points: int) -> tuple[Scalar, ...]:
+        """Some values, evenly spread over the range (over its logarithm with `log`), from `low` to `high`.
+
+        Args:
+            points: How many; 1 gives the middle. Where the range has fewer values, these are all of them.
+        """
+        places = [0.5] if points == 1 else [i / (points - 1) for i in range(points)]
+        if self.log:
+            values = [math.pow(self.low, 1.0 - u) * math.pow(self.high, u) for u in places]
+        else:
+            values = [self.low * (1.0 - u) + self.high * u for u in places]
+        return tuple(dict.fromkeys(self._own(min(max(value, self.low), self.high)) for value in values))
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,6 +196,13 @@ class Float(Range):
         else:
             value = self.low * (1.0 - u) + self.high * u
         return min(max(value, self.low), self.high)
+
+    def _unit(self, value: Any) -> float:
+        if self.step is not None:
+            return (self._place(self.step, value) + 0.5) / (self._place(self.step, self.high) + 1)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return float((value - self.low) / (self.high - self.low))
 
     def _own(self, value: Any) -> float:
         return float(value) if self.step is None else self._point(self.step, self._place(self.step, value))
@@ -225,6 +256,14 @@ class Int(Range):
         step = self.step or 1
         return self.low + step * _index(u, (self.high - self.low) // step + 1)
 
+    def _unit(self, value: Any) -> float:
+        if self.log:
+            # The middle of [value - 0.5, value + 0.5] on the logarithmic scale.
+            middle = 0.5 * (math.log(value - 0.5) + math.log(value + 0.5))
+            return (middle - math.log(self.low - 0.5)) / (math.log(self.high + 0.5) - math.log(self.low - 0.5))
+        step = self.step or 1
+        return float(((value - self.low) // step + 0.5) / ((self.high - self.low) // step + 1))
+
     def _own(self, value: Any) -> int:
         step = self.step or 1
         return self.low + step * round(Fraction(float(value) - self.low) / step)
@@ -277,6 +316,9 @@ class Categorical(Domain):
     def _quantile(self, u: float) -> Scalar:
         return self.choices[_index(u, len(self.choices))]
 
+    def _unit(self, value: Any) -> float:
+        return (self.choices.index(value) + 0.5) / len(self.choices)
+
     def _own(self, value: Any) -> Scalar:
         return self.choices[self.choices.index(value)]
 
@@ -312,6 +354,9 @@ class Fixed(Domain):
 
     def _quantile(self, u: float) -> Scalar:
         return self.value
+
+    def _unit(self, value: Any) -> float:
+        return 0.5
 
     def _own(self, value: Any) -> Scalar:
         return self.value

@@ -21,6 +21,7 @@ from hpo_ray.domains import (
     Fixed,
     Float,
     Int,
+    Range,
     Scalar,
     SpaceError,
     flatten,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import numpy
     from optuna.distributions import BaseDistribution
 
-__all__ = ["KEYWORDS", "Categorical", "Domain", "Fixed", "Float", "Int", "Scalar", "Space", "SpaceError"]
+__all__ = ["KEYWORDS", "Categorical", "Domain", "Fixed", "Float", "Int", "Range", "Scalar", "Space", "SpaceError"]
 
 
 _LOOKALIKES = {
@@ -128,6 +129,11 @@ class Space:
             if self.is_active(name, flat):
                 flat[name] = self._domains[name].from_unit(unit[name])
         return self.nest(flat)
+
+    def to_units(self, config: Mapping[str, Any]) -> list[float]:
+        """A point of the unit cube that `from_units` maps to this configuration; 0.5 for names that it has not."""
+        flat = self.flatten(config)
+        return [domain.to_unit(flat[name]) if name in flat else 0.5 for name, domain in self._domains.items()]
 
     def nest(self, flat: Mapping[str, Any]) -> dict[str, Any]:
         """Values by dotted name as the nested configuration that a trainable gets, in declaration order."""

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from hpo_ray.config import nearest, to_plain
 from hpo_ray.errors import ConfigError
-from hpo_ray.schedulers.brackets import Budget, Plan
+from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.space import Space
 from hpo_ray.trainables.context import TrialContext
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ray.tune.search import Searcher
 
     from hpo_ray.executors.base import Executor
+    from hpo_ray.searchers.core import SearcherCore
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Task:
         args: constants for the trainable.
         cost: dotted path of a function that tells what a step costs; None if there is none.
         optimum: the best value that the metric can have, if that is known.
+        metrics: what is optimised when that is more than one metric: `min` or `max` by name.
+        constraints: bounds that a trial has to keep: `{metric: {low: 0.9}}`, `high`, or both.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Task:
     args: Mapping[str, Any]
     cost: str | None = None
     optimum: float | None = None
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Draft:
         root: the folder that studies lie in.
         plan: what the scheduler will do with the budget.
         max_resource: where every trial stops.
+        ladder: at which resources the scheduler compares trials.
+        grid_size: how many configurations the searcher has; None for no end.
     """
 
     config: Mapping[str, Any]
@@ -82,6 +89,8 @@ class Draft:
     plan: Plan
     max_resource: int
     seed: int
+    ladder: Ladder
+    grid_size: int | None = None
 
     @property
     def virtual_workers(self) -> int:
@@ -166,7 +175,11 @@ def draft(config: DictConfig) -> Draft:
             key="space",
         )
     _check_initial(plain["searcher"].get("initial"), space)
-    core = _core(plain["scheduler"], task)
+    core = _core(plain["scheduler"], task, space)
+    ladder = getattr(core, "ladder", None) or Ladder.single(core.max_resource)
+    searcher = _searcher_core(plain["searcher"], space, ladder)
+    _check_together(searcher, core, plain, task)
+    plan = _plan(core, searcher, budget)
     return Draft(
         config=plain,
         name=_name(plain["study"]["name"]),
@@ -175,9 +188,11 @@ def draft(config: DictConfig) -> Draft:
         method=plain["method"]["name"],
         space=space,
         budget=budget,
-        plan=core.plan(budget),
+        plan=plan,
         max_resource=core.max_resource,
         seed=plain["seed"],
+        ladder=ladder,
+        grid_size=searcher.size if searcher else None,
     )
 
 
@@ -193,8 +208,8 @@ def build(drafted: Draft) -> Study:
 
     config, task = drafted.config, drafted.task
     trainable = load_trainable(task.trainable)
-    searcher = make("searcher", config["searcher"], space=drafted.space)
-    scheduler = make("scheduler", config["scheduler"])
+    searcher = make("searcher", config["searcher"], space=drafted.space, ladder=drafted.ladder)
+    scheduler = make("scheduler", config["scheduler"], space=drafted.space)
     waits = getattr(scheduler, "on_missing_checkpoint", None) == "error" and scheduler.core.pauses
     if waits and isinstance(trainable, type) and not can_save(trainable):
         raise ConfigError(
@@ -236,7 +251,7 @@ def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
     Args:
         key: what messages call the section.
         section: `_target_`, the dotted path of a class, and its arguments.
-        given: arguments that no configuration can hold.
+        given: arguments that no configuration can hold, for targets that take them.
 
     Raises:
         ConfigError: the target can't be imported, or doesn't take an argument.
@@ -246,6 +261,8 @@ def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
     arguments = {name: value for name, value in section.items() if name != "_target_"}
     target = locate(f"{key}._target_", section["_target_"])
     parameters = inspect.signature(target).parameters
+    if not isinstance(target, type) or "ray" != section["_target_"].partition(".")[0]:
+        given = {name: value for name, value in given.items() if name in parameters}
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in arguments:
             if name not in parameters:
@@ -332,7 +349,65 @@ def _task(section: Mapping[str, Any]) -> Task:
         )
     _check_one_of("task.mode", section["mode"], ("min", "max"))
     _check_count("task.max_resource", section["max_resource"])
+    for name, mode in section["metrics"].items():
+        _check_one_of(f"task.metrics.{name}", mode, ("min", "max"))
+    if len(section["metrics"]) == 1:
+        raise ConfigError(
+            f"task.metrics={section['metrics']}: names one metric; give two or more, or task.metric and task.mode",
+            key="task.metrics",
+        )
+    for name, bounds in section["constraints"].items():
+        key = f"task.constraints.{name}"
+        if not isinstance(bounds, Mapping) or not bounds or not {*bounds} <= {"low", "high"}:
+            raise ConfigError(f"{key}={bounds}: must give low, high or both, {{low: 0.9}}", key=key)
+        if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds.values()):
+            raise ConfigError(f"{key}={bounds}: bounds must be finite numbers", key=key)
     return Task(**section)
+
+
+def _plan(core: Any, searcher: SearcherCore | None, budget: Budget) -> Plan:
+    """What scheduler and searcher will do together: a searcher with an end ends the study."""
+    size = searcher.size if searcher is not None else None
+    plan: Plan | None = None
+    if size is not None and budget.trials is budget.rounds is None and not budget.open_ended:
+        try:
+            plan = core.plan(replace(budget, trials=size))
+        except ConfigError:  # a scheduler that decides this itself
+            plan = None
+    plan = plan or core.plan(budget)
+    if searcher is not None:
+        searcher.check_budget(plan.trials)
+    if size is not None and not plan.brackets and (plan.trials is None or plan.trials > size):
+        plan = replace(plan, trials=size)
+    return plan
+
+
+def _check_together(searcher: SearcherCore | None, scheduler: Any, config: Mapping[str, Any], task: Task) -> None:
+    """Refuses a searcher and a scheduler that don't go together."""
+    names = {key: _choice_name(config[key]) for key in ("searcher", "scheduler")}
+    if searcher is not None and searcher.learns and not getattr(scheduler, "searcher_may_learn", True):
+        raise ConfigError(
+            f"searcher={names['searcher']}: {names['scheduler']} takes only the first population from a searcher and "
+            f"then changes it by itself, so there is nothing that this one could learn; use searcher=random or sobol",
+            key="searcher",
+        )
+    for key, wanted in (("metrics", task.metrics), ("constraints", task.constraints)):
+        if wanted and searcher is not None and searcher.learns and key not in config["searcher"]:
+            raise ConfigError(
+                f"task.{key}={dict(wanted)}: {names['searcher']} optimises one metric without constraints; use "
+                f"method=nsga2 or method=tpe_multi",
+                key=f"task.{key}",
+            )
+    if len(task.metrics) > 1 and getattr(scheduler, "ranks", True):
+        raise ConfigError(
+            f"task.metrics={dict(task.metrics)}: {names['scheduler']} ranks trials by one metric; use scheduler=fifo "
+            f"for several",
+            key="task.metrics",
+        )
+
+
+def _choice_name(section: Mapping[str, Any]) -> str:
+    return str(section["_target_"]).rpartition(".")[2]
 
 
 def _budget(section: Mapping[str, Any]) -> Budget:
@@ -359,7 +434,33 @@ def _check_initial(initial: Any, space: Space) -> None:
         space.check(config, where=f"searcher.initial[{i}]")
 
 
-def _core(section: Any, task: Task) -> Any:
+def _searcher_core(section: Any, space: Space, ladder: Ladder) -> SearcherCore | None:
+    """The algorithm of a searcher of ours, `GridCore` of `GridSearcher`; None of any other."""
+    if not isinstance(section, Mapping) or "_target_" not in section:
+        raise ConfigError(f"searcher={section!r}: must be a choice, searcher=random, or have a _target_")
+    module_name, _, name = str(section["_target_"]).rpartition(".")
+    if not module_name.startswith("hpo_ray."):
+        return None
+    cls = getattr(importlib.import_module(module_name), f"{name.removesuffix('Searcher')}Core", None)
+    if cls is None:
+        raise ConfigError(f"searcher._target_={section['_target_']}: there is no such searcher")
+    parameters = inspect.signature(cls).parameters
+    known = (*parameters, *_NOT_OF_THE_CORE)
+    _check_keys("searcher", section, name, known)
+    arguments = {key: value for key, value in section.items() if key in parameters}
+    core: SearcherCore = cls(space=space, ladder=ladder, **arguments)
+    return core
+
+
+def _check_keys(key: str, section: Mapping[str, Any], name: str, known: tuple[str, ...]) -> None:
+    if unknown := next((name for name in section if name not in known), None):
+        raise ConfigError(
+            f"{key}.{unknown}={section[unknown]!r}: {name} takes no {unknown!r}{nearest(unknown, known)}",
+            key=f"{key}.{unknown}",
+        )
+
+
+def _core(section: Any, task: Task, space: Space) -> Any:
     """The algorithm of a scheduler, from `<_target_>Core`; a scheduler without is planned as plain training."""
     if not isinstance(section, Mapping) or "_target_" not in section:
         raise ConfigError(f"scheduler={section!r}: must be a choice, scheduler=hyperband, or have a _target_")
@@ -371,12 +472,9 @@ def _core(section: Any, task: Task) -> Any:
         raise ConfigError(f"scheduler._target_={section['_target_']}: there is no such scheduler")
     parameters = inspect.signature(cls).parameters
     known = (*parameters, *_NOT_OF_THE_CORE)
-    if unknown := next((key for key in section if key not in known), None):
-        raise ConfigError(
-            f"scheduler.{unknown}={section[unknown]!r}: {name} takes no {unknown!r}{nearest(unknown, known)}",
-            key=f"scheduler.{unknown}",
-        )
-    return cls(**{name: value for name, value in section.items() if name in parameters})
+    _check_keys("scheduler", section, name, known)
+    given = {"space": space} if "space" in parameters else {}
+    return cls(**given, **{name: value for name, value in section.items() if name in parameters})
 
 
 _NOT_OF_THE_CORE = ("_target_", "metric", "mode", "time_attr", "on_missing_checkpoint")

@@ -21,6 +21,7 @@ from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, 
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.executors.internals import MemoryCheckpoint
 from hpo_ray.results import StudyState
+from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
 from hpo_ray.trials import TrialRecord
 
@@ -48,6 +49,9 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     ) -> None:
         super().__init__()
         self.scheduler = study.scheduler
+        self._searcher = study.searcher if isinstance(study.searcher, SpaceSearcher) else None
+        if self._searcher is not None:
+            self._searcher.follows_log = True
         self.state = state
         self.clock = clock
         self.time_attr = study.time_attr
@@ -66,6 +70,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """Writes an event to the log and takes it into account."""
         self._log.append(event)
         self.state.apply(event)
+        if self._searcher is not None:
+            self._searcher.observe(event)
 
     @property
     def metric(self) -> str:
@@ -77,7 +83,9 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self.scheduler.on_trial_add(tune_controller, trial)
         if trial.trial_id not in self.state.trials:
             number = len(self.state.trials)
-            self.append(TrialAdded(trial.trial_id, number, trial.config, self._tags(trial), self.clock()))
+            proposed = self._searcher.tags(trial.trial_id) if self._searcher is not None else {}
+            tags = {**proposed, **self._tags(trial)}
+            self.append(TrialAdded(trial.trial_id, number, trial.config, tags, self.clock()))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records a report and what the scheduler makes of it."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hpo_ray.errors import ConfigError
-from hpo_ray.schedulers.brackets import Bracket, Budget, Plan, Rung, hyperband_brackets
+from hpo_ray.schedulers.brackets import Bracket, Budget, Ladder, Plan, Rung, hyperband_brackets
 from hpo_ray.schedulers.core import CONTINUE, NO_MOVES, Action, Decision, Moves
 from hpo_ray.trainables.context import SCHEDULER, stream
 
@@ -75,6 +75,8 @@ class ASHACore:
         ConfigError: a number is out of its range.
     """
 
+    ranks = True
+
     def __init__(
         self,
         max_resource: int,
@@ -106,6 +108,8 @@ class ASHACore:
         self.seed = seed
         self.brackets = tuple(hyperband[:brackets])
         self.pauses = variant == "promotion"
+        resources = {rung.r for bracket in self.brackets for rung in bracket.rungs}
+        self.ladder = Ladder(tuple(sorted(resources)), lambda number: self.brackets[self.bracket_of(number)].rungs[0].r)
         sizes = list(accumulate(bracket.rungs[0].n for bracket in self.brackets))
         self._shares = [size / sizes[-1] for size in sizes]
         self._rungs = [

@@ -12,7 +12,7 @@ Sources:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hpo_ray.errors import ConfigError
@@ -46,6 +46,29 @@ class Bracket:
     def resource_restarting(self) -> int:
         """Units trained when each rung trains from the start: the sum of n_i r_i that Algorithm 1 counts."""
         return sum(rung.n * rung.r for rung in self.rungs)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """At which resources a scheduler compares trials: what a searcher has to know to never mix their values.
+
+    Attributes:
+        resources: in rising order; the last is full resource.
+        start: the resource at which the number-th trial is first compared.
+    """
+
+    resources: tuple[int, ...]
+    start: Callable[[int], int]
+
+    @property
+    def full(self) -> int:
+        """The resource of one full training."""
+        return self.resources[-1]
+
+    @classmethod
+    def single(cls, resource: int) -> Ladder:
+        """All trials are compared at one resource only."""
+        return cls((resource,), lambda number: resource)
 
 
 @dataclass(frozen=True)

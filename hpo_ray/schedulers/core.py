@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from hpo_ray.schedulers.brackets import Budget, Plan
+from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 
 
 class Action(str, Enum):
@@ -56,6 +56,10 @@ class SchedulerCore(Protocol):
     max_resource: int
     pauses: bool
     """Whether a trial can be paused and go on later, which needs checkpoints."""
+    ranks: bool
+    """Whether it compares trials with one another, which takes one metric."""
+    ladder: Ladder
+    """At which resources it compares them."""
 
     def plan(self, budget: Budget) -> Plan:
         """What it will do with this budget; raises `ConfigError` for a budget that doesn't fit it."""

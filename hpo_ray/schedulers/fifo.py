@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpo_ray.errors import ConfigError
-from hpo_ray.schedulers.brackets import DEFAULT_TRIALS, Budget, Plan, check_geometry
+from hpo_ray.schedulers.brackets import DEFAULT_TRIALS, Budget, Ladder, Plan, check_geometry
 from hpo_ray.schedulers.core import CONTINUE, NO_MOVES, Action, Decision, Moves
 
 
@@ -17,10 +17,12 @@ class FIFOCore:
     """
 
     pauses = False
+    ranks = False
 
     def __init__(self, max_resource: int) -> None:
         check_geometry(max_resource, 1, 2)
         self.max_resource = max_resource
+        self.ladder = Ladder.single(max_resource)
 
     def plan(self, budget: Budget) -> Plan:
         """`budget.trials` full trainings; 20 when neither trials nor time nor resource are given."""

@@ -14,6 +14,7 @@ from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import (
     Bracket,
     Budget,
+    Ladder,
     Plan,
     check_geometry,
     halving_bracket,
@@ -70,11 +71,15 @@ class HalvingCore:
     """
 
     pauses = True
+    ranks = True
 
     def __init__(self, brackets: Sequence[Bracket], max_resource: int, eta: int) -> None:
         self.brackets = tuple(brackets)
         self.max_resource = max_resource
         self.eta = eta
+        starts = [bracket.rungs[0].r for bracket in self.brackets for _ in range(bracket.rungs[0].n)]
+        resources = {rung.r for bracket in self.brackets for rung in bracket.rungs}
+        self.ladder = Ladder(tuple(sorted(resources)), lambda number: starts[number % len(starts)])
         self._ladders: dict[int, _Ladder] = {}
         """Those that are open, by index."""
         self._filling: _Ladder | None = None

@@ -1,15 +1,35 @@
-"""Searchers: which configuration comes next. Loaded when they are first named."""
+"""Searchers: which configuration comes next.
+
+The algorithms (`NameCore`) know no Ray. The classes that Ray Tune runs, `NameSearcher`, are loaded when they are first
+named, so that planning a study stays quick.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from hpo_ray.lazy import lazy
+from hpo_ray.searchers.core import Observation, Proposal, SearcherCore
+from hpo_ray.searchers.grid import GridCore
+from hpo_ray.searchers.random import RandomCore
+from hpo_ray.searchers.sobol import SobolCore
 
 if TYPE_CHECKING:
-    from hpo_ray.searchers.base import SpaceSearcher
-    from hpo_ray.searchers.random import RandomSearcher
+    from hpo_ray.searchers.adapter import GridSearcher, RandomSearcher, SobolSearcher, SpaceSearcher
 
-__all__ = ["RandomSearcher", "SpaceSearcher"]
+__all__ = [
+    "GridCore",
+    "GridSearcher",
+    "Observation",
+    "Proposal",
+    "RandomCore",
+    "RandomSearcher",
+    "SearcherCore",
+    "SobolCore",
+    "SobolSearcher",
+    "SpaceSearcher",
+]
 
-__getattr__ = lazy(__name__, {"SpaceSearcher": "base", "RandomSearcher": "random"})
+__getattr__ = lazy(
+    __name__, dict.fromkeys(["GridSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"], "adapter")
+)

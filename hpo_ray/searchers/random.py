@@ -5,20 +5,16 @@ Bergstra and Bengio, "Random Search for Hyper-Parameter Optimization", JMLR 13 (
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-
-from hpo_ray.searchers.base import SpaceSearcher
-from hpo_ray.trainables.context import SEARCHER, stream
+from hpo_ray.searchers.core import Proposal, SearcherCore
 
 
-class RandomSearcher(SpaceSearcher):
-    """Draws each configuration from the space: uniform, log-uniform, conditions honoured.
+class RandomCore(SearcherCore):
+    """Draws each configuration from the space. See `hpo_ray.searchers.RandomSearcher`."""
 
-    The number-th configuration depends on the seed and the number alone. Arguments: see `SpaceSearcher`.
-    """
+    learns: ClassVar[bool] = False
 
-    def propose(self, number: int) -> dict[str, Any]:
+    def propose(self, number: int) -> Proposal:
         """The number-th draw."""
-        return self.space.sample(np.random.default_rng(stream(self.seed, SEARCHER, number)))
+        return Proposal(self.sample(number))
