@@ -168,6 +168,17 @@ class Float(Range):
 
     _article = "a float"
 
+    @property
+    def points(self) -> int:
+        """How many points the grid has.
+
+        Raises:
+            TypeError: there is no grid.
+        """
+        if self.step is None:
+            raise TypeError(f"{self!r} has no grid, so its values can't be counted")
+        return self._place(self.step, self.high) + 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = _finite("low", self.low), _finite("high", self.high)
@@ -190,7 +201,7 @@ class Float(Range):
 
     def _quantile(self, u: float) -> float:
         if self.step is not None:
-            return self._point(self.step, _index(u, self._place(self.step, self.high) + 1))
+            return self._point(self.step, _index(u, self.points))
         if self.log:
             value = math.pow(self.low, 1.0 - u) * math.pow(self.high, u)
         else:
@@ -199,7 +210,7 @@ class Float(Range):
 
     def _unit(self, value: Any) -> float:
         if self.step is not None:
-            return (self._place(self.step, value) + 0.5) / (self._place(self.step, self.high) + 1)
+            return (self._place(self.step, value) + 0.5) / self.points
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return float((value - self.low) / (self.high - self.low))

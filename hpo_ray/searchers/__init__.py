@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 from hpo_ray.lazy import lazy
 from hpo_ray.searchers.core import Observation, Proposal, SearcherCore
 from hpo_ray.searchers.grid import GridCore
+from hpo_ray.searchers.optuna import OptunaCore
 from hpo_ray.searchers.random import RandomCore
 from hpo_ray.searchers.sobol import SobolCore
 
 if TYPE_CHECKING:
-    from hpo_ray.searchers.adapter import GridSearcher, RandomSearcher, SobolSearcher, SpaceSearcher
+    from hpo_ray.searchers.adapter import GridSearcher, OptunaSearcher, RandomSearcher, SobolSearcher, SpaceSearcher
 
 __all__ = [
     "GridCore",
     "GridSearcher",
     "Observation",
+    "OptunaCore",
+    "OptunaSearcher",
     "Proposal",
     "RandomCore",
     "RandomSearcher",
@@ -31,5 +34,6 @@ __all__ = [
 ]
 
 __getattr__ = lazy(
-    __name__, dict.fromkeys(["GridSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"], "adapter")
+    __name__,
+    dict.fromkeys(["GridSearcher", "OptunaSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"], "adapter"),
 )

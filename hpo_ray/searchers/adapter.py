@@ -16,6 +16,7 @@ from hpo_ray.pareto import violations
 from hpo_ray.schedulers.brackets import Ladder
 from hpo_ray.searchers.core import SearcherCore
 from hpo_ray.searchers.grid import GridCore
+from hpo_ray.searchers.optuna import OptunaCore
 from hpo_ray.searchers.random import RandomCore
 from hpo_ray.searchers.sobol import SobolCore
 from hpo_ray.space import Space
@@ -38,7 +39,7 @@ class SpaceSearcher(Searcher):  # type: ignore[misc]  # ray ships no types
         initial: known configurations to suggest first. Fixed values may be left out.
         ladder: the resources at which the scheduler compares trials, `Hyperband(max_resource=81).ladder`; without it
             only values at the highest resource that any trial has reached count as final.
-        settings: of the core.
+        of_core: arguments of the core.
 
     Raises:
         ConfigError: a configuration of `initial` does not lie in the space, or the searcher can't do the space.
@@ -55,16 +56,17 @@ class SpaceSearcher(Searcher):  # type: ignore[misc]  # ray ships no types
         seed: int = 0,
         initial: Sequence[Mapping[str, Any]] = (),
         ladder: Ladder | None = None,
-        **settings: Any,
+        **of_core: Any,
     ) -> None:
         super().__init__(metric=metric, mode=mode)
         self._metric: str | None = metric
         self._mode: str | None = mode
         self._time_attr = time_attr
         self.space = space
-        self.core = self.Core(space, seed=seed, initial=initial, ladder=ladder, **settings)
-        self.metrics: Mapping[str, str] = settings.get("metrics") or {}
-        self.constraints: Mapping[str, Mapping[str, float]] = settings.get("constraints") or {}
+        self.core = self.Core(space, seed=seed, initial=initial, ladder=ladder, **of_core)
+        self.core.prepare()
+        self.metrics: Mapping[str, str] = of_core.get("metrics") or {}
+        self.constraints: Mapping[str, Mapping[str, float]] = of_core.get("constraints") or {}
         self.follows_log = False
         """Whether it hears of trials through `observe`, and not through Ray's callbacks."""
         self._numbers: dict[str, int] = {}
@@ -83,7 +85,7 @@ class SpaceSearcher(Searcher):  # type: ignore[misc]  # ray ships no types
             for name, parameter in inspect.signature(cls.Core.__init__).parameters.items()
             if name not in own
         ]
-        kept = [parameter for name, parameter in own.items() if name not in ("self", "settings")]
+        kept = [parameter for name, parameter in own.items() if name not in ("self", "of_core")]
         cls.__signature__ = inspect.Signature([*kept, *extra])
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -115,6 +117,13 @@ class SpaceSearcher(Searcher):  # type: ignore[misc]  # ray ships no types
             self._report(event.trial_id, event.resource, event.metrics)
         elif isinstance(event, TrialEnded):
             self._end(event.trial_id, event.state)
+
+    def explain(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the searcher's model says of a configuration; a predicted mean in the metric's own sign."""
+        told = dict(self.core.explain(config))
+        if "mean" in told and self._mode == "max":
+            told["mean"] = -told["mean"]
+        return told
 
     def has_room(self) -> bool:
         """Whether another trial may be active."""
@@ -226,3 +235,24 @@ class GridSearcher(SpaceSearcher):
     """
 
     Core = GridCore
+
+
+class OptunaSearcher(SpaceSearcher):
+    """A sampler of Optuna, asked and told: TPE, Gaussian processes, CMA-ES, NSGA-II.
+
+    It never mixes values of different resources: under a scheduler with rungs each has a private study of its own, and
+    suggestions come from the highest with enough results (Ray's `OptunaSearch` tells a trial that ASHA stopped early as
+    finished, with its value at low resource). Every sampler takes every space: CMA-ES sees it as a cube, in which an
+    unordered choice has a coordinate for each of its values.
+
+    Args:
+        sampler: `TPESampler`, `GPSampler`, `CmaEsSampler`, `NSGAIISampler` or `NSGAIIISampler`.
+        settings: arguments of the sampler, by their names in Optuna.
+        startup: results before TPE or the Gaussian process make suggestions, until then they are random; by default
+            10 where trials are compared at one resource, otherwise the number of hyperparameters + 2 (BOHB).
+        random_fraction: how many of the configurations are drawn at random all the same, from 0 to below 1.
+        metrics: for several metrics, `min` or `max` by name; empty: `metric` alone.
+        constraints: bounds that a trial has to keep, `{metric: {low: 0.9}}`, `high`, or both. Others: `SpaceSearcher`.
+    """
+
+    Core = OptunaCore

@@ -120,6 +120,9 @@ class SearcherCore:
         """What its model says, of a configuration (the incumbent); empty without a model."""
         return {}
 
+    def prepare(self) -> None:
+        """Imports what it needs; raises `ConfigError` where that is missing, or refuses its settings."""
+
     def check_budget(self, trials: int | None) -> None:
         """Raises `ConfigError` if it can't do with this number of trials (None: no limit)."""
 
