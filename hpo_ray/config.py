@@ -54,6 +54,7 @@ class MethodSection:
     """`method.*`: the name of the method."""
 
     name: str = "custom"
+    several: bool = False  # it trades off several metrics, task.metrics
 
 
 @dataclass
@@ -175,6 +176,7 @@ def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_na
                 key="--config-name",
             )
         _name_by_parts(config, overrides)
+        _first_metric(config)
         return config
     except MissingConfigException as error:
         folders = search_path(config_dir, config_name)
@@ -323,6 +325,13 @@ def _name_by_parts(config: DictConfig, overrides: Sequence[str]) -> None:
     if "method.name" not in typed:
         parts = [typed[group] for group in ("searcher", "scheduler") if group in typed]
         config.method.name = "+".join([config.method.name, *parts])
+
+
+def _first_metric(config: DictConfig) -> None:
+    """Of several metrics the first is the one that views, budgets and schedulers look at, unless another is named."""
+    metrics = config.task.metrics
+    if metrics and config.task.metric not in metrics:
+        config.task.metric, config.task.mode = next(iter(metrics.items()))
 
 
 def _key(override: str) -> str:

@@ -29,7 +29,8 @@ class LogError(StudyError):
 class StudyStarted:
     """The first line of every log.
 
-    `time` is in seconds since the epoch; in all later events it counts seconds since this one.
+    `time` is in seconds since the epoch; in all later events it counts seconds since this one. `metrics`, `reference`
+    and `constraints` are those of the task, where it has several metrics or bounds to keep.
     """
 
     kind: ClassVar[str] = "study_started"
@@ -42,6 +43,9 @@ class StudyStarted:
     max_resource: int
     time: float
     versions: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    reference: Mapping[str, float] = field(default_factory=dict)
+    constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -125,7 +129,7 @@ class StudyEnded:
     """The study is over.
 
     `state`: `finished`, `interrupted` or `failed`. `simulation`: of a simulated cluster its workers, how busy they
-    were, and the wall clock that the simulation took.
+    were, and the wall clock that the simulation took. `model`: what the searcher's model says of the best trial.
     """
 
     kind: ClassVar[str] = "study_ended"
@@ -133,6 +137,7 @@ class StudyEnded:
     reason: str
     time: float
     simulation: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | None = None
 
 
 Event = StudyStarted | TrialAdded | Reported | CheckpointSaved | Decided | TrialRetried | TrialEnded | StudyEnded

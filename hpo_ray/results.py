@@ -28,6 +28,7 @@ from hpo_ray.events import (
     TrialRetried,
     read,
 )
+from hpo_ray.pareto import front, hypervolume, violations
 from hpo_ray.trials import TrialRecord, Trials
 
 SCHEMA_VERSION = 1
@@ -139,7 +140,10 @@ class StudyState:
         trial.history.append((event.resource, value))
         if not math.isfinite(value):
             return
-        if event.resource >= self.started.max_resource and (
+        keeps = None
+        if self.started.constraints:
+            keeps = max(violations(self.started.constraints, event.metrics)) <= 0.0
+        if (event.resource >= self.started.max_resource and keeps is not False) and (
             not self.best_at_full or self.sign * value < self.sign * self.best_at_full[-1].value
         ):
             self.best_at_full.append(Incumbent(event.time, self.trained, trial.number, event.resource, value))
@@ -150,11 +154,12 @@ class StudyState:
             self.reached[bracket, event.resource] += 1
         if event.resource >= trial.resource:
             trial.value, trial.resource, trial.metrics = value, event.resource, event.metrics
+            trial.feasible = keeps
         if self.best_seen is None or self.sign * value < self.sign * self.best_seen[2]:
             self.best_seen = (trial, event.resource, value)
         if trial is not self.best:
             self.best = self._better(self.best, trial)
-        elif not moved_up:  # a higher resource leaves it the best; reported again at the same, it may have become worse
+        elif not moved_up or keeps is False:  # a higher resource alone leaves it the best; otherwise it may be worse
             self.best = self._find_best()
         self._note_incumbent(event.time)
 
@@ -173,13 +178,16 @@ class StudyState:
         return best
 
     def _better(self, best: TrialRecord | None, trial: TrialRecord) -> TrialRecord | None:
-        """The better of two trials: at the higher resource, then by value, then by number. Failed ones don't count."""
+        """The better of two trials: one that keeps the constraints, at the higher resource, by value, by number.
+
+        Failed ones don't count.
+        """
         if trial.value is None or trial.state == "failed":
             return best
         if best is None or best.value is None:
             return trial
-        key = (-trial.resource, self.sign * trial.value, trial.number)
-        return trial if key < (-best.resource, self.sign * best.value, best.number) else best
+        key = (trial.feasible is False, -trial.resource, self.sign * trial.value, trial.number)
+        return trial if key < (best.feasible is False, -best.resource, self.sign * best.value, best.number) else best
 
 
 @dataclass(frozen=True)
@@ -207,6 +215,65 @@ class StudyResult:
     def trials(self) -> list[TrialRecord]:
         """All trials by number."""
         return list(self.state.trials.values())
+
+    def pareto_front(self) -> list[TrialRecord]:
+        """Of several metrics the trials that no other is better than in all; best first in the first metric.
+
+        Only those that keep the constraints, at the highest resource that any trial has reached.
+        """
+        started = self.state.started
+        assert started is not None
+        candidates = [
+            trial
+            for trial in self.trials
+            if trial.value is not None and trial.state != "failed" and trial.feasible is not False
+        ]
+        full = max((trial.resource for trial in candidates), default=0)
+        candidates = [trial for trial in candidates if trial.resource == full and self._losses(trial) is not None]
+        points = [self._losses(trial) or () for trial in candidates]
+        return [candidates[i] for i in sorted(front(points), key=lambda i: points[i])]
+
+    def hypervolume(self) -> float | None:
+        """The volume that the front dominates within `task.reference`; None where that lacks a metric."""
+        started = self.state.started
+        assert started is not None
+        if not set(started.metrics) <= set(started.reference):
+            return None
+        reference = [_loss(mode, started.reference[name]) for name, mode in started.metrics.items()]
+        return hypervolume([self._losses(trial) or () for trial in self.pareto_front()], reference)
+
+    def _losses(self, trial: TrialRecord) -> tuple[float, ...] | None:
+        """Its several metrics as losses; None if it lacks one, or one is not finite."""
+        assert self.state.started is not None
+        losses = []
+        for name, mode in self.state.started.metrics.items():
+            value = trial.metrics.get(name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                return None
+            losses.append(_loss(mode, value))
+        return tuple(losses)
+
+    def _several_json(self) -> dict[str, Any]:
+        """What result.json says of several metrics."""
+        started = self.state.started
+        assert started is not None
+        if not started.metrics:
+            return {}
+        return {
+            "metrics": dict(started.metrics),
+            "pareto_front": [
+                {
+                    "trial_id": trial.trial_id,
+                    "number": trial.number,
+                    "values": {name: trial.metrics[name] for name in started.metrics},
+                    "config": trial.config,
+                    "resource": trial.resource,
+                }
+                for trial in self.pareto_front()
+            ],
+            "reference": dict(started.reference),
+            "hypervolume": self.hypervolume(),
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The content of result.json."""
@@ -246,6 +313,9 @@ class StudyResult:
                 "seconds": round(ended.time, 3) if ended else None,
                 "training_seconds": round(state.seconds, 3),
             },
+            **self._several_json(),
+            **({"constraints": dict(started.constraints)} if started.constraints else {}),
+            "model": dict(ended.model) if ended and ended.model else None,
             "simulation": dict(ended.simulation) if ended and ended.simulation else None,
             "versions": dict(started.versions),
         }
@@ -271,6 +341,10 @@ class StudyResult:
             self.path / TRIALS_FILE, (json.dumps(trial.to_json()) + "\n" for trial in self.state.trials.values())
         )
         write_whole(self.path / RESULT_FILE, [json.dumps(self.to_json(), indent=2) + "\n"])
+
+
+def _loss(mode: str, value: float) -> float:
+    return -value if mode == "max" else value
 
 
 def fold(events: Iterable[Event]) -> StudyState:

@@ -384,6 +384,12 @@ def _plan(core: Any, searcher: SearcherCore | None, budget: Budget) -> Plan:
 
 def _check_together(searcher: SearcherCore | None, scheduler: Any, config: Mapping[str, Any], task: Task) -> None:
     """Refuses a searcher and a scheduler that don't go together."""
+    if config["method"]["several"] and not task.metrics:
+        raise ConfigError(
+            f"method={config['method']['name']}: trades off several metrics, and task={task.name} names none; give "
+            f"'task.metrics={{accuracy: max, parameters: min}}' with names that it reports",
+            key="task.metrics",
+        )
     names = {key: _choice_name(config[key]) for key in ("searcher", "scheduler")}
     if searcher is not None and searcher.learns and not getattr(scheduler, "searcher_may_learn", True):
         raise ConfigError(

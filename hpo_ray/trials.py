@@ -29,6 +29,7 @@ class TrialRecord:
         seconds: of its steps, on the study's clock.
         error: what it failed with.
         tags: what its method says of it: bracket, rung.
+        feasible: whether its value keeps the study's constraints; None if there are none.
         checkpoint: path of its last checkpoint, relative to the study's folder; None if it stays in memory.
         checkpoint_resource: the resource at which that was saved.
     """
@@ -45,6 +46,7 @@ class TrialRecord:
     seconds: float = 0.0
     error: str | None = None
     tags: dict[str, Any] = field(default_factory=dict)
+    feasible: bool | None = None
     checkpoint: str | None = None
     checkpoint_resource: int = 0
 
@@ -61,6 +63,7 @@ class TrialRecord:
             "trained": self.trained,
             "seconds": round(self.seconds, 6),
             "error": self.error,
+            **({} if self.feasible is None else {"feasible": self.feasible}),
             **self.tags,
         }
 

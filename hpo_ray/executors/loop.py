@@ -7,11 +7,12 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ray.tune import PlacementGroupFactory, register_trainable
 
@@ -26,6 +27,7 @@ from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyResult, StudyState
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.schedulers.brackets import Budget
+from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Draft, Study
 from hpo_ray.view import View
 
@@ -111,7 +113,7 @@ def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
             view.stop()
             if controller is not None:
                 controller.close()
-        recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary()))
+        recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), _model(study, state)))
     result = StudyResult(folder, state)
     saved = state.best is not None and save_best(folder, state.best)
     result.write()  # before the test, which may take long or fail
@@ -146,6 +148,13 @@ def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View
     return "finished", "all trials are done"
 
 
+def _model(study: Study, state: StudyState) -> Mapping[str, Any] | None:
+    """What the searcher's model says of the best trial."""
+    if state.best is None or not isinstance(study.searcher, SpaceSearcher):
+        return None
+    return study.searcher.explain(state.best.config) or None
+
+
 def _started(draft: Draft, folder: Path) -> StudyStarted:
     return StudyStarted(
         study=folder.name,
@@ -157,6 +166,9 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
         max_resource=draft.max_resource,
         time=time.time(),
         versions=_versions(),
+        metrics=draft.task.metrics,
+        reference=draft.task.reference,
+        constraints=draft.task.constraints,
     )
 
 
