@@ -41,6 +41,12 @@ BAD_INPUT = [
     (["seed=-1"], ["seed=-1", ">= 0"]),
     (["view=fancy"], ["view=fancy", "auto, live, plain, none"]),
     (["task.mode=mn"], ["task.mode=mn", "nearest: min"]),
+    (["task.tradeoff.accuracy=most"], ["task.tradeoff.accuracy=most", "min, max"]),
+    (["task.tradeoff={accuracy: [max]}"], ["task.tradeoff.accuracy=['max']", "min, max"]),
+    (["task.tradeoff=[accuracy]"], ["task.tradeoff=['accuracy']", "mapping by the names of metrics"]),
+    (["task.reference.accuracy=nan"], ["task.reference.accuracy=nan", "finite value of accuracy"]),
+    (["task.reference.accuracy=low"], ["task.reference.accuracy=low", "finite value of accuracy"]),
+    (["task.reference=3"], ["task.reference=3", "mapping by the names of metrics"]),
     # spaces
     (["task=parabola", "space.x={lo: 1, high: 2}"], ["space.x", "'lo'", "low"]),
     (["task=parabola", "space.x.lo=1"], ["space.x.lo=1", "nearest: space.x.low"]),
