@@ -50,6 +50,8 @@ class Task:
         optimum: the best value that the metric can have, if that is known.
         metrics: what is optimised when that is more than one metric: `min` or `max` by name.
         constraints: bounds that a trial has to keep: `{metric: {low: 0.9}}`, `high`, or both.
+        tradeoff: metrics that are worth trading off against one another, and for each whether `min` or `max` is better.
+        reference: for each of these the worst value that still counts: the point that a hypervolume is measured from.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Task:
     optimum: float | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tradeoff: Mapping[str, str] = field(default_factory=dict)
+    reference: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -349,20 +353,45 @@ def _task(section: Mapping[str, Any]) -> Task:
         )
     _check_one_of("task.mode", section["mode"], ("min", "max"))
     _check_count("task.max_resource", section["max_resource"])
-    for name, mode in section["metrics"].items():
+    metrics = _by_metric("metrics", section["metrics"], "{accuracy: max, parameters: min}")
+    for name, mode in metrics.items():
         _check_one_of(f"task.metrics.{name}", mode, ("min", "max"))
-    if len(section["metrics"]) == 1:
+    if len(metrics) == 1:
         raise ConfigError(
-            f"task.metrics={section['metrics']}: names one metric; give two or more, or task.metric and task.mode",
+            f"task.metrics={metrics}: names one metric; give two or more, or task.metric and task.mode",
             key="task.metrics",
         )
-    for name, bounds in section["constraints"].items():
+    constraints = _by_metric("constraints", section["constraints"], "{parameters: {high: 2e4}}")
+    for name, bounds in constraints.items():
         key = f"task.constraints.{name}"
         if not isinstance(bounds, Mapping) or not bounds or not {*bounds} <= {"low", "high"}:
             raise ConfigError(f"{key}={bounds}: must give low, high or both, {{low: 0.9}}", key=key)
         if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds.values()):
             raise ConfigError(f"{key}={bounds}: bounds must be finite numbers", key=key)
-    return Task(**section)
+    tradeoff = _by_metric("tradeoff", section["tradeoff"], "{accuracy: max, parameters: min}")
+    for name, mode in tradeoff.items():
+        _check_one_of(f"task.tradeoff.{name}", mode, ("min", "max"))
+    reference = _by_metric("reference", section["reference"], "{accuracy: 0.1, parameters: 1e5}")
+    for name, value in reference.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ConfigError(
+                f"task.reference.{name}={value}: must be a finite value of {name}, the worst that still counts",
+                key=f"task.reference.{name}",
+            )
+    given = {"metrics": metrics, "constraints": constraints, "tradeoff": tradeoff, "reference": reference}
+    return Task(**{**section, **given})
+
+
+def _by_metric(what: str, section: Any, example: str) -> Mapping[str, Any]:
+    """A mapping by the names of metrics; null is an empty one."""
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping) or not all(isinstance(name, str) for name in section):
+        raise ConfigError(
+            f"task.{what}={section!r}: must be a mapping by the names of metrics, 'task.{what}={example}'",
+            key=f"task.{what}",
+        )
+    return section
 
 
 def _plan(core: Any, searcher: SearcherCore | None, budget: Budget) -> Plan:
