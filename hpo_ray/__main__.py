@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -316,6 +316,10 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     if result.test_error:
         lines.append(f"test       could not be computed: {result.test_error}")
     lines += [f"  {name}: {value}" for name, value in draft.space.flatten(dict(best.config)).items()]
+    if state.ended.model:
+        lines.append(f"model      {_model_text(state.ended.model, draft)}")
+    if draft.task.metrics:
+        lines += _front_table(result, draft)
     if state.best_seen is not None and "budget.target" in state.ended.reason:
         seen, resource, value = state.best_seen
         lines.append(f"best seen  {draft.task.metric} {value:.6g} at {unit} {resource} (trial {seen.number})")
@@ -329,6 +333,35 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
         lines.append(f"load it    {shlex.join([_python(), '-c', code])}")
     lines.append(f"next       {_next(draft, typed)}")
     return "\n".join(lines)
+
+
+def _model_text(model: Mapping[str, Any], draft: Draft) -> str:
+    """The searcher's model in one line."""
+    parts = [f"{model['sampler']}, {model['results']} results at {draft.task.unit} {model['resource']}"]
+    if "kernel" in model:
+        parts.append(f"kernel {model['kernel']}; acquisition {model['acquisition']}")
+    if "mean" in model:
+        name, mean, deviation = draft.task.metric, model["mean"], model["deviation"]
+        parts.append(f"predicts {name} {mean:.6g} for the best trial, standard deviation {deviation:.3g}")
+    return "; ".join(parts)
+
+
+def _front_table(result: StudyResult, draft: Draft) -> list[str]:
+    """The Pareto front, and its hypervolume."""
+    names, most = list(draft.task.metrics), 12
+    front = result.pareto_front()
+    rows = [["", "trial", *(f"{name} ({mode})" for name, mode in draft.task.metrics.items())]]
+    rows += [["", str(t.number), *(f"{t.metrics[name]:.6g}" for name in names)] for t in front[:most]]
+    volume = result.hypervolume()
+    if volume is None:
+        lacks = next((name for name in names if name not in draft.task.reference), "a value for each metric")
+        said = f"no hypervolume: task.reference lacks {lacks}"
+    else:
+        reference = ", ".join(f"{name} {draft.task.reference[name]:.6g}" for name in names)
+        said = f"hypervolume {volume:.6g} against {reference}"
+    more = [f"  and {len(front) - most} more in result.json"] if len(front) > most else []
+    trials = f"{len(front)} trials" if len(front) != 1 else "1 trial"
+    return [f"front      {trials} that no other beats in all; {said}", *_table(rows), *more]
 
 
 def _simulation_table(state: StudyState, draft: Draft) -> list[str]:

@@ -44,8 +44,8 @@ class TaskSection:
     unit: str = "step"  # what one unit is called
     args: dict[str, Any] = field(default_factory=dict)  # constants for the trainable: data paths and the like
     cost: str | None = None  # dotted path of `cost(config, resource)`: seconds of a step, for executor=simulated
-    metrics: dict[str, str] = field(default_factory=dict)  # several metrics at once: {accuracy: max, parameters: min}
-    constraints: dict[str, Any] = field(default_factory=dict)  # bounds to keep: {parameters: {high: 20000}}
+    metrics: Any = field(default_factory=dict)  # several metrics at once: {accuracy: max, parameters: min}
+    constraints: Any = field(default_factory=dict)  # bounds to keep: {parameters: {high: 20000}}
     optimum: float | None = None  # the best value there is, where it is known: `compare` then gives regrets
     # Both Any, so that one typed whole replaces that of the file: OmegaConf can't set a typed mapping to null first.
     tradeoff: Any = field(default_factory=dict)  # metrics worth trading off against one another: name -> min | max
@@ -333,7 +333,7 @@ def _name_by_parts(config: DictConfig, overrides: Sequence[str]) -> None:
 def _first_metric(config: DictConfig) -> None:
     """Of several metrics the first is the one that views, budgets and schedulers look at, unless another is named."""
     metrics = config.task.metrics
-    if metrics and config.task.metric not in metrics:
+    if OmegaConf.is_dict(metrics) and len(metrics) and config.task.metric not in metrics:
         config.task.metric, config.task.mode = next(iter(metrics.items()))
 
 

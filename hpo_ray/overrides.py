@@ -17,7 +17,9 @@ it cannot put a list where a mapping was, refuses a keyword that a domain did no
 
 The others stay as they are: `space=digits_mlp` (a file of the group `space`), `~space.lr`, and a keyword's value
 with a prefix of its own. And `task.args.path=…` becomes `++task.args.path=…`: which constants there are is up to the
-trainable. `task.tradeoff={…}` and `task.reference={…}` replace, too: `task.tradeoff=null task.tradeoff={…}`.
+trainable. What is by the names of metrics (`task.metrics`, `task.constraints`, `task.tradeoff`, `task.reference`), of
+hyperparameters (`searcher.grid_points`) or of a sampler's arguments (`searcher.settings`) replaces, too, as in
+`task.metrics=null task.metrics={…}`, and takes new names.
 """
 
 from __future__ import annotations
@@ -105,13 +107,23 @@ def _lines(override: Override, line: str) -> list[str]:
     return [*(f"{plus}{clear}" for clear in cleared), line]
 
 
+_BY_NAME = (
+    "task.metrics",
+    "task.constraints",
+    "task.tradeoff",
+    "task.reference",
+    "searcher.grid_points",
+    "searcher.settings",
+)
+
+
 def _lines_of_task(line: str) -> list[str]:
     key, _, value = line.partition("=")
     if key == "task.args" or key.startswith("task.args."):
         return [f"++{line}"]
-    if key in ("task.tradeoff", "task.reference") and value.lstrip().startswith(("{", "[")):
+    if key in _BY_NAME and value.lstrip().startswith(("{", "[")):
         return [f"{key}=null", line]
-    return [f"++{line}"] if key.startswith(("task.tradeoff.", "task.reference.")) else [line]
+    return [f"++{line}"] if key.startswith(tuple(f"{name}." for name in _BY_NAME)) else [line]
 
 
 def _is_plain(name: object) -> bool:

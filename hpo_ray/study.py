@@ -433,12 +433,13 @@ def _check_together(searcher: SearcherCore | None, scheduler: Any, config: Mappi
                 f"method=nsga2 or method=tpe_multi",
                 key=f"task.{key}",
             )
-    if len(task.metrics) > 1 and getattr(scheduler, "ranks", True):
-        raise ConfigError(
-            f"task.metrics={dict(task.metrics)}: {names['scheduler']} ranks trials by one metric; use scheduler=fifo "
-            f"for several",
-            key="task.metrics",
-        )
+    for key, wanted in (("metrics", task.metrics), ("constraints", task.constraints)):
+        if wanted and getattr(scheduler, "ranks", True):
+            raise ConfigError(
+                f"task.{key}={dict(wanted)}: {names['scheduler']} ranks trials by {task.metric} alone; use "
+                f"scheduler=fifo",
+                key=f"task.{key}",
+            )
 
 
 def _choice_name(section: Mapping[str, Any]) -> str:

@@ -433,7 +433,9 @@ class OptunaCore(SearcherCore):
         sampler: Any = self._make_sampler(len(self.trials))
         level.study.sampler = sampler
         with _quiet():
-            level.study.tell(level.study.ask(), state=_state("FAIL"))
+            trial = level.study.ask()
+            self._suggested(trial)  # fits the process
+            level.study.tell(trial, state=_state("FAIL"))
             try:
                 import torch
                 from optuna._gp.search_space import SearchSpace
@@ -447,8 +449,8 @@ class OptunaCore(SearcherCore):
                 mean, variance = process.posterior(torch.from_numpy(point))
             except (ImportError, AttributeError, TypeError, ValueError):
                 return named
-        scale = scores.std() or 1.0
-        loss = -(float(mean) * scale + scores.mean())
+        scale = float(scores.std()) or 1.0
+        loss = -(float(mean) * scale + float(scores.mean()))
         return {**named, "mean": loss, "deviation": float(variance) ** 0.5 * scale}
 
 
