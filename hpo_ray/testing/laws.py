@@ -14,9 +14,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from hpo_ray.best import load_config
 from hpo_ray.config import load
-from hpo_ray.events import FILE_NAME, CheckpointSaved, Event, StudyStarted, read
+from hpo_ray.events import (
+    FILE_NAME,
+    CheckpointSaved,
+    Decided,
+    Event,
+    Reported,
+    StudyStarted,
+    TrialAdded,
+    TrialEnded,
+    read,
+)
 from hpo_ray.results import StudyResult
+from hpo_ray.schedulers.adapter import CoreScheduler
+from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import build, draft
 
 _CLOCKS = ("time", "seconds", "simulation")
@@ -104,3 +119,82 @@ def _timeless(event: Event) -> dict[str, Any]:
     left_out = (*_CLOCKS, "study") if isinstance(event, StudyStarted) else _CLOCKS
     kept = {field.name: getattr(event, field.name) for field in fields(event) if field.name not in left_out}
     return {"event": event.kind, **kept}
+
+
+def check_searcher_is_a_fold(result: StudyResult, cuts: Sequence[int] = (0, 5, 12)) -> None:
+    """Law: what a searcher suggests is a function of the log, the seed and the number, so it can be taken up anywhere.
+
+    A fresh searcher hears the log of a study up to the cut-th trial, and from then on has to suggest what the study's
+    own did.
+
+    Args:
+        result: a study with a searcher of ours.
+        cuts: numbers of trials.
+
+    Raises:
+        AssertionError: the message shows the first suggestion that differs.
+    """
+    drafted = draft(OmegaConf.create(load_config(result.path)))
+    for cut in cuts:
+        searcher = build(drafted).searcher
+        assert isinstance(searcher, SpaceSearcher), f"{type(searcher).__name__} is none of ours"
+        searcher.follows_log = True
+        for event in read(result.path / FILE_NAME):
+            if isinstance(event, TrialAdded) and event.number >= cut:
+                config = searcher.suggest(event.trial_id)
+                if config != event.config:
+                    raise AssertionError(
+                        f"{result.path}, taken up at trial {cut}: trial {event.number} was {event.config}, is {config}"
+                    )
+            searcher.observe(event)
+
+
+def check_scheduler_is_a_fold(result: StudyResult) -> None:
+    """Law: a scheduler's decisions are a function of the log.
+
+    A fresh core hears the log of a study, and at each event has to decide what the study's own did. So a core that has
+    heard the log up to any point goes on as the one that was there.
+
+    Raises:
+        AssertionError: the message shows the first decision that differs.
+    """
+    drafted = draft(OmegaConf.create(load_config(result.path)))
+    scheduler = build(drafted).scheduler
+    assert isinstance(scheduler, CoreScheduler), f"{type(scheduler).__name__} is none of ours"
+    core, sign = scheduler.core, -1.0 if drafted.task.mode == "max" else 1.0
+    events = read(result.path / FILE_NAME)
+    promoted: dict[str, None] = {}
+    stopped: dict[str, None] = {}
+    actions: dict[str, str] = {}
+    added = 0
+    last: dict[str, float] = {}
+
+    def advance() -> None:
+        moves = core.advance(drafted.plan.trials is not None and added >= drafted.plan.trials, 1)
+        promoted.update(dict.fromkeys(moves.promote))
+        stopped.update(dict.fromkeys(moves.stop))
+
+    for line, event in enumerate(events, 1):
+        where = f"{result.path / FILE_NAME}, line {line}: {event}"
+        if isinstance(event, TrialAdded):
+            core.add(event.trial_id)
+            added += 1
+        elif isinstance(event, Reported):
+            last[event.trial_id] = sign * float(event.metrics[drafted.task.metric])
+            if math.isfinite(last[event.trial_id]):
+                decision = core.report(event.trial_id, event.resource, last[event.trial_id])
+                actions[event.trial_id] = decision.action.value
+        elif isinstance(event, Decided) and event.action == "pause":
+            assert actions.get(event.trial_id) == "pause", f"{where}; a fresh core says {actions.get(event.trial_id)}"
+        elif isinstance(event, Decided):
+            if event.trial_id not in promoted:
+                advance()
+            assert event.trial_id in promoted, f"{where}; a fresh core promotes {list(promoted)}"
+            del promoted[event.trial_id]
+        elif isinstance(event, TrialEnded):
+            if event.state == "stopped" and actions.get(event.trial_id) == "pause":
+                if event.trial_id not in stopped:
+                    advance()
+                assert event.trial_id in stopped, f"{where}; a fresh core stops {list(stopped)}"
+            core.end(event.trial_id, None if event.state == "failed" else last.get(event.trial_id))
+            core.forget(event.trial_id)
