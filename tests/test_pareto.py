@@ -79,7 +79,9 @@ def test_without_a_reference_there_is_no_hypervolume(folder: Path) -> None:
     result = run_study([*overrides, "executor=inprocess"], folder)
     content = json.loads((result.path / "result.json").read_text())
     assert content["hypervolume"] is None and content["metrics"] == {"loss": "min", "currin": "max"}
-    assert max(e["values"]["currin"] for e in content["pareto_front"]) == max(t.metrics["currin"] for t in result.trials)
+    assert max(e["values"]["currin"] for e in content["pareto_front"]) == max(
+        t.metrics["currin"] for t in result.trials
+    )
 
 
 @pytest.mark.parametrize("method", ["tpe", "tpe_multi", "nsga2", "random"])

@@ -17,6 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.schedulers.asha import ASHACore
+from hpo_ray.schedulers.brackets import Ladder
 from hpo_ray.schedulers.core import NO_MOVES, Action, SchedulerCore
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
@@ -90,6 +91,11 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def reason(self, trial_id: str) -> str:
         """Why the last decision about this trial was taken."""
         return self._reasons.get(trial_id, "")
+
+    @property
+    def ladder(self) -> Ladder:
+        """At which resources trials are compared, which searchers have to know."""
+        return self.core.ladder
 
     def tags(self, trial_id: str) -> Mapping[str, int]:
         """What the algorithm says of a trial: bracket, rung."""
