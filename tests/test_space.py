@@ -185,6 +185,30 @@ def test_from_unit_covers_the_domain_in_order(domain: Domain, u: float, v: float
 
 
 @deterministic
+@given(domains, units)
+def test_to_unit_is_the_inverse_of_from_unit(domain: Domain, u: float) -> None:
+    """To the value: exactly, but for floats without a grid, where logarithms round."""
+    value = domain.from_unit(u)
+    back = domain.from_unit(domain.to_unit(value))
+    if isinstance(domain, Float) and domain.step is None:
+        assert back == pytest.approx(value, rel=1e-9, abs=1e-12 * (domain.high - domain.low))
+    else:
+        assert back == value
+
+
+@given(spaces(), seeds)
+def test_to_units_is_the_inverse_of_from_units(space: Space, seed: int) -> None:
+    config = space.sample(np.random.default_rng(seed))
+    again = space.flatten(space.from_units(space.to_units(config)))
+    assert set(again) == set(space.flatten(config))
+    for name, value in space.flatten(config).items():
+        domain = space.domains[name]
+        if isinstance(domain, Float) and domain.step is None:
+            assert again[name] == pytest.approx(value, rel=1e-9, abs=1e-12 * (domain.high - domain.low))
+        else:
+            assert again[name] == value
+
+
 @given(floats().filter(lambda domain: domain.step is not None))
 def test_a_float_grid_is_stable(domain: Float) -> None:
     assert Float(domain.low, domain.high, step=domain.step) == domain
