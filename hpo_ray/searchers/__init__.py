@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING
 
 from hpo_ray.lazy import lazy
 from hpo_ray.searchers.core import Observation, Proposal, SearcherCore
+from hpo_ray.searchers.evolution import EvolutionCore
 from hpo_ray.searchers.grid import GridCore
 from hpo_ray.searchers.random import RandomCore
 from hpo_ray.searchers.sobol import SobolCore
 
 if TYPE_CHECKING:
-    from hpo_ray.searchers.adapter import GridSearcher, RandomSearcher, SobolSearcher, SpaceSearcher
+    from hpo_ray.searchers.adapter import (
+        EvolutionSearcher,
+        GridSearcher,
+        RandomSearcher,
+        SobolSearcher,
+        SpaceSearcher,
+    )
 
 __all__ = [
+    "EvolutionCore",
+    "EvolutionSearcher",
     "GridCore",
     "GridSearcher",
     "Observation",
@@ -31,5 +40,9 @@ __all__ = [
 ]
 
 __getattr__ = lazy(
-    __name__, dict.fromkeys(["GridSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"], "adapter")
+    __name__,
+    dict.fromkeys(
+        ["EvolutionSearcher", "GridSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"],
+        "adapter",
+    ),
 )
