@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hpo_ray.lazy import lazy
 from hpo_ray.searchers.core import Observation, Proposal, SearcherCore
+from hpo_ray.searchers.differential_evolution import DECore
 from hpo_ray.searchers.evolution import EvolutionCore
 from hpo_ray.searchers.grid import GridCore
 from hpo_ray.searchers.random import RandomCore
@@ -17,6 +18,7 @@ from hpo_ray.searchers.sobol import SobolCore
 
 if TYPE_CHECKING:
     from hpo_ray.searchers.adapter import (
+        DESearcher,
         EvolutionSearcher,
         GridSearcher,
         RandomSearcher,
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "DECore",
+    "DESearcher",
     "EvolutionCore",
     "EvolutionSearcher",
     "GridCore",
@@ -42,7 +46,7 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     dict.fromkeys(
-        ["EvolutionSearcher", "GridSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"],
+        ["DESearcher", "EvolutionSearcher", "GridSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"],
         "adapter",
     ),
 )

@@ -15,6 +15,7 @@ from hpo_ray.events import Event, Reported, TrialAdded, TrialEnded
 from hpo_ray.pareto import violations
 from hpo_ray.schedulers.brackets import Ladder
 from hpo_ray.searchers.core import SearcherCore
+from hpo_ray.searchers.differential_evolution import DECore
 from hpo_ray.searchers.evolution import EvolutionCore
 from hpo_ray.searchers.grid import GridCore
 from hpo_ray.searchers.random import RandomCore
@@ -251,3 +252,17 @@ class EvolutionSearcher(SpaceSearcher):
     """
 
     Core = EvolutionCore
+
+
+class DESearcher(SpaceSearcher):
+    """Differential evolution, with one population for each resource at which the scheduler compares: DE and DEHB.
+
+    Args:
+        strategy: `rand1bin` moves a random member by the difference of two others, `best1bin` the best one.
+        f: how far, as a factor of the difference.
+        cr: crossover rate: the part of a configuration that changes.
+        population: members, at least 4, of the lowest resource if there are several, and then the others have in
+            proportion; None for 10, or as many as Hyperband brings to each resource. Others: `SpaceSearcher`.
+    """
+
+    Core = DECore
