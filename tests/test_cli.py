@@ -82,6 +82,12 @@ BAD_INPUT = [
     ([*OWN, "task.trainable=mine.Plain"], ["mine.Plain", "ray.tune.Trainable"]),
     ([*OWN, "task.trainable=mine.NoCheckpoint"], ["no save_checkpoint", "on_missing_checkpoint=restart"]),
     ([*OWN, "task.trainable=mine.CantSayWhatItNeeds"], ["mine.CantSayWhatItNeeds", "KeyError: 'cores'"]),
+    # searchers
+    (["method=evolution", "searcher.population=3"], ["searcher.population=3", "whole number >= 4"]),
+    (["method=evolution", "searcher.crossover=sxb"], ["searcher.crossover=sxb", "uniform, sbx, blx, none"]),
+    (["method=evolution", "searcher.sigma=0"], ["searcher.sigma=0", "> 0"]),
+    (["method=dehb", "searcher.population=3"], ["searcher.population=3", "whole number >= 4", "null"]),
+    (["method=de", "searcher.cr=1.5"], ["searcher.cr=1.5", ">= 0 and <= 1"]),
     # schedulers and budgets
     (["scheduler.eta=1"], ["scheduler.eta=1", ">= 2"]),
     (["scheduler.eta=2.5"], ["scheduler.eta=2.5", "whole number"]),

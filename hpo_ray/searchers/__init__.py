@@ -10,15 +10,29 @@ from typing import TYPE_CHECKING
 
 from hpo_ray.lazy import lazy
 from hpo_ray.searchers.core import Observation, Proposal, SearcherCore
+from hpo_ray.searchers.differential_evolution import DECore
+from hpo_ray.searchers.evolution import EvolutionCore
 from hpo_ray.searchers.grid import GridCore
 from hpo_ray.searchers.optuna import OptunaCore
 from hpo_ray.searchers.random import RandomCore
 from hpo_ray.searchers.sobol import SobolCore
 
 if TYPE_CHECKING:
-    from hpo_ray.searchers.adapter import GridSearcher, OptunaSearcher, RandomSearcher, SobolSearcher, SpaceSearcher
+    from hpo_ray.searchers.adapter import (
+        DESearcher,
+        EvolutionSearcher,
+        GridSearcher,
+        OptunaSearcher,
+        RandomSearcher,
+        SobolSearcher,
+        SpaceSearcher,
+    )
 
 __all__ = [
+    "DECore",
+    "DESearcher",
+    "EvolutionCore",
+    "EvolutionSearcher",
     "GridCore",
     "GridSearcher",
     "Observation",
@@ -35,5 +49,16 @@ __all__ = [
 
 __getattr__ = lazy(
     __name__,
-    dict.fromkeys(["GridSearcher", "OptunaSearcher", "RandomSearcher", "SobolSearcher", "SpaceSearcher"], "adapter"),
+    dict.fromkeys(
+        [
+            "DESearcher",
+            "EvolutionSearcher",
+            "GridSearcher",
+            "OptunaSearcher",
+            "RandomSearcher",
+            "SobolSearcher",
+            "SpaceSearcher",
+        ],
+        "adapter",
+    ),
 )

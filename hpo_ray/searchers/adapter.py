@@ -15,6 +15,8 @@ from hpo_ray.events import Event, Reported, TrialAdded, TrialEnded
 from hpo_ray.pareto import violations
 from hpo_ray.schedulers.brackets import Ladder
 from hpo_ray.searchers.core import SearcherCore
+from hpo_ray.searchers.differential_evolution import DECore
+from hpo_ray.searchers.evolution import EvolutionCore
 from hpo_ray.searchers.grid import GridCore
 from hpo_ray.searchers.optuna import OptunaCore
 from hpo_ray.searchers.random import RandomCore
@@ -256,3 +258,41 @@ class OptunaSearcher(SpaceSearcher):
     """
 
     Core = OptunaCore
+
+
+class EvolutionSearcher(SpaceSearcher):
+    """A genetic algorithm: children of good configurations, which mix their parents and differ a little.
+
+    Its numbers live on the unit interval of each range (its logarithm with `log`); ordered choices are numbers, too.
+    Unordered ones come from either parent, and mutate to any other.
+
+    Args:
+        population: trials of a generation, at least 4.
+        elites: so many of the best trials of all generations are always among the parents.
+        tournament: each parent is the best of so many that are drawn.
+        crossover: how numbers of two parents are mixed: `sbx`, near one of them (simulated binary crossover); `blx`,
+            anywhere between them and a little beyond (BLX-alpha); `uniform`, one of the two; `none`, one parent only.
+        crossover_probability: of a child to have two parents.
+        eta_c: of `sbx`; the larger, the nearer to its parents a child is.
+        alpha: of `blx`; how far beyond, as a factor of the parents' distance.
+        mutation: how a value changes: `gaussian`, `polynomial`, or `uniform`, to any value.
+        mutation_probability: of each active value to change; None for one of them on average.
+        sigma: of `gaussian`; standard deviation as a part of the range.
+        eta_m: of `polynomial`; the larger, the less a value changes. Others: `SpaceSearcher`.
+    """
+
+    Core = EvolutionCore
+
+
+class DESearcher(SpaceSearcher):
+    """Differential evolution, with one population for each resource at which the scheduler compares: DE and DEHB.
+
+    Args:
+        strategy: `rand1bin` moves a random member by the difference of two others, `best1bin` the best one.
+        f: how far, as a factor of the difference.
+        cr: crossover rate: the part of a configuration that changes.
+        population: members, at least 4, of the lowest resource if there are several, and then the others have in
+            proportion; None for 10, or as many as Hyperband brings to each resource. Others: `SpaceSearcher`.
+    """
+
+    Core = DECore
