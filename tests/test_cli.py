@@ -82,6 +82,17 @@ BAD_INPUT = [
     ([*OWN, "task.trainable=mine.Plain"], ["mine.Plain", "ray.tune.Trainable"]),
     ([*OWN, "task.trainable=mine.NoCheckpoint"], ["no save_checkpoint", "on_missing_checkpoint=restart"]),
     ([*OWN, "task.trainable=mine.CantSayWhatItNeeds"], ["mine.CantSayWhatItNeeds", "KeyError: 'cores'"]),
+    # fidelities
+    (["fidelity=epoch"], ["fidelity=epoch", "nearest: epochs", "data_fraction"]),
+    (["fidelity.name=step"], ["fidelity.name=step", "nearest: steps"]),
+    (["fidelity=steps", "fidelity.steps_per_unit=0"], ["fidelity.steps_per_unit=0", ">= 1"]),
+    (["fidelity=steps", "fidelity.steps_per_unit=many"], ["fidelity.steps_per_unit=many", "Integer"]),
+    (["fidelity.name=steps"], ["fidelity.steps_per_unit is not set", "fidelity.steps_per_unit=10"]),
+    (["fidelity.steps_per_unit=5"], ["fidelity.steps_per_unit=5", "use fidelity=steps"]),
+    (["fidelity=steps", "task=branin"], ["fidelity=steps", "Branin follows epochs only", "use fidelity=epochs"]),
+    (["fidelity=data_fraction", "task=mixed10"], ["fidelity=data_fraction", "Mixed10 follows epochs only"]),
+    ([*OWN, "task.trainable=mine.train", "fidelity=steps"], ["fidelity=steps", "mine.train", "fidelities ="]),
+    ([*OWN, "task.trainable=mine.DictCheckpoint", "fidelity=steps"], ["fidelity=steps", "DictCheckpoint follows"]),
     # schedulers and budgets
     (["scheduler.eta=1"], ["scheduler.eta=1", ">= 2"]),
     (["scheduler.eta=2.5"], ["scheduler.eta=2.5", "whole number"]),
