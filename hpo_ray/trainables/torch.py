@@ -420,7 +420,7 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def _batches(self, x: Tensor, y: Tensor) -> Iterator[Tensor]:
         """The row numbers of each batch of a unit."""
-        size = int(self.config.get("batch_size", 64))
+        size = self._batch_size()
         if self._context.fidelity == "steps":
             for _ in range(self._context.steps_per_unit):
                 yield self._next_batch(len(x), size).to(x.device)
@@ -431,6 +431,9 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
                 self._nested = nested_order(y, self._context.split_seed)
             order = self._nested[order]
         yield from torch.split(order.to(x.device), size)
+
+    def _batch_size(self) -> int:
+        return int(self.config.get("batch_size", 64))
 
     def _rows(self, n: int) -> int:
         """How many of n training rows a pass takes: all, or the share that belongs to the resource, rounded up."""

@@ -126,6 +126,12 @@ def test_the_reference_is_the_largest_network_of_the_space_and_what_needs_no_net
     assert set(task.task.tradeoff) == set(reference)
 
 
+@pytest.mark.parametrize(("task", "size"), [(DigitsMLP, 64), (BreastCancerMLP, 32)])
+def test_a_batch_has_the_task_s_default_size(task, size):
+    assert task({}).step() == task({"batch_size": size}).step()
+    assert task({}).step() != task({"batch_size": 2 * size}).step()
+
+
 def test_digits_mlp_learns():
     trial = DigitsMLP({"lr": 3e-3, "units": 64, "layers": 1, "dropout": 0.1, "batch_size": 64, "optimizer": "adamw"})
     best = max(trial.step()["accuracy"] for _ in range(27))
