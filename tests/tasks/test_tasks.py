@@ -84,10 +84,10 @@ def test_one_epoch_and_the_split_sizes(task, config):
     trial = task(dict(config))
     assert tuple(len(trial.data[part][1]) for part in ("train", "validation", "test")) == SIZES[task]
     result = trial.step()
-    names = {"train_loss", "parameters", "loss", "r2" if task is DiabetesMLP else "accuracy"}
+    names = {"train_loss", "examples", "parameters", "loss", "r2" if task is DiabetesMLP else "accuracy"}
     assert result.keys() == names
     assert all(type(value) is float for value in result.values())
-    assert trial.test().keys() == names - {"train_loss", "parameters"}
+    assert trial.test().keys() == names - {"train_loss", "examples", "parameters"}
     assert trial.config == config
 
 
