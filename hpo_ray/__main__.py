@@ -35,7 +35,7 @@ your own training code, a function or class of Ray Tune:
   python -m hpo_ray task=custom task.trainable=my_module.train 'space={lr: {low: 1e-5, high: 0.1, log: true}}'
 
 keys (python -m hpo_ray --cfg job prints all of them)
-  method= task= searcher= scheduler= executor= resources= space= tracker= experiment=    choices; see list
+  method= task= searcher= scheduler= fidelity= executor= resources= space= tracker= experiment=   choices; see list
   seed=0                         same seed, same trials
   space.NAME=0.1                 fix one;  space.NAME.low=1e-4  move a bound;  'space.NAME=[a, b]'  replace it
   '+space.NAME={low: 0, high: 1}' add one; ~space.NAME  take it out
@@ -220,7 +220,17 @@ def _list(typed: list[str]) -> int:
     options = parser.parse_intermixed_args(typed)
     from hpo_ray.config import choices, load
 
-    for group in ("method", "task", "searcher", "scheduler", "executor", "resources", "tracker", "experiment"):
+    for group in (
+        "method",
+        "task",
+        "searcher",
+        "scheduler",
+        "fidelity",
+        "executor",
+        "resources",
+        "tracker",
+        "experiment",
+    ):
         print(f"{group}=")
         rows = [["", name, _one_liner(path)] for name, path in choices(group, options.config_dir).items()]
         _print_table(rows)

@@ -114,12 +114,15 @@ def _best(folder: Path) -> dict[str, Any]:
 
 def _context(study: Mapping[str, Any], number: int) -> TrialContext:
     """The context that the trial had, but on the processor, which has no fp16: its GPU may not be here."""
+    fidelity = study.get("fidelity", {})  # a study that is older than the key
     return TrialContext(
         number=number,
         study_seed=study["seed"],
         max_resource=study["scheduler"].get("max_resource", study["task"]["max_resource"]),
         args=study["task"]["args"],
         precision="fp32" if study["trainable"]["precision"] == "fp16" else study["trainable"]["precision"],
+        fidelity=fidelity.get("name", "epochs"),
+        steps_per_unit=fidelity.get("steps_per_unit") or 1,
     )
 
 

@@ -228,11 +228,13 @@ def headline(comparison: Comparison) -> str:
 
 
 def _check_comparable(first: Entry, other: Entry) -> None:
-    """One task, one full resource, one clock, and no end before the budget's."""
+    """One task, one unit, one full resource, one clock, and no end before the budget's."""
     a, b = first.draft, other.draft
     pairs: dict[str, tuple[Any, Any]] = {
-        f"task.{what}": (getattr(a.task, what), getattr(b.task, what)) for what in _SHARED
-    }
+        f"fidelity.{what}": (a.config["fidelity"][what], b.config["fidelity"][what])
+        for what in ("name", "steps_per_unit")
+    }  # before the unit, which follows from it
+    pairs |= {f"task.{what}": (getattr(a.task, what), getattr(b.task, what)) for what in _SHARED}
     pairs["scheduler.max_resource"] = a.max_resource, b.max_resource
     pairs["executor"] = a.virtual_workers > 0, b.virtual_workers > 0
     for key, (ours, theirs) in pairs.items():

@@ -53,6 +53,14 @@ class TaskSection:
 
 
 @dataclass
+class FidelitySection:
+    """`fidelity.*`: what one unit of resource is."""
+
+    name: str = "epochs"  # epochs | steps | data_fraction
+    steps_per_unit: int | None = None  # of the optimizer, for name=steps only
+
+
+@dataclass
 class MethodSection:
     """`method.*`: the name of the method."""
 
@@ -110,6 +118,7 @@ class Config:
     view: str = "auto"  # live | plain | none; auto: live in a terminal
     study: StudySection = field(default_factory=StudySection)
     task: TaskSection = field(default_factory=TaskSection)
+    fidelity: FidelitySection = field(default_factory=FidelitySection)
     space: dict[str, Any] = field(default_factory=dict)
     method: MethodSection = field(default_factory=MethodSection)
     searcher: Any = None

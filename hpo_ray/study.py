@@ -23,7 +23,7 @@ from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.space import Space
-from hpo_ray.trainables.context import TrialContext
+from hpo_ray.trainables.context import FIDELITIES, TrialContext
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -157,6 +157,7 @@ def draft(config: DictConfig) -> Draft:
     task = _task(plain["task"])
     _check_one_of("view", plain["view"], ("auto", "live", "plain", "none"))
     _check_one_of("trainable.precision", plain["trainable"]["precision"], ("fp32", "bf16", "fp16"))
+    _check_fidelity(plain["fidelity"])
     if plain["trainable"]["precision"] == "fp16" and plain["resources"]["gpu"] == 0:
         raise ConfigError(
             "trainable.precision=fp16: needs a GPU, resources=gpu; on a CPU use bf16 or fp32",
@@ -203,7 +204,9 @@ def draft(config: DictConfig) -> Draft:
 def build(drafted: Draft) -> Study:
     """Imports the user's code and makes the parts of a study. Starts nothing and writes nothing.
 
-    A trainable class that has a class method `check_study(context)` is asked whether it can do what the study wants.
+    A trainable says by an attribute `fidelities` which of them it follows; one without counts as one unit whatever a
+    step of it is. A trainable class that has a class method `check_study(context)` is asked whether it can do what the
+    study wants.
 
     Raises:
         ConfigError: something can't be imported, or a part refuses its settings.
@@ -222,6 +225,7 @@ def build(drafted: Draft) -> Study:
             f"train promoted trials again from the start",
             key="task.trainable",
         )
+    _check_follows(trainable, task, config["fidelity"]["name"])
     resources = config["resources"]
     context = TrialContext(
         study_seed=drafted.seed,
@@ -231,6 +235,8 @@ def build(drafted: Draft) -> Study:
         gpus=resources["gpu"],
         precision=config["trainable"]["precision"],
         space=drafted.space,
+        fidelity=config["fidelity"]["name"],
+        steps_per_unit=config["fidelity"]["steps_per_unit"] or 1,
     )
     if hasattr(trainable, "check_study"):
         trainable.check_study(context)
@@ -456,6 +462,30 @@ def _budget(section: Mapping[str, Any]) -> Budget:
     if target is not None and not math.isfinite(target):
         raise ConfigError(f"budget.target={target}: must be a finite value of the metric, or null", key="budget.target")
     return Budget(**section)
+
+
+def _check_fidelity(section: Mapping[str, Any]) -> None:
+    name, steps = section["name"], section["steps_per_unit"]
+    _check_one_of("fidelity.name", name, FIDELITIES)
+    key = "fidelity.steps_per_unit"
+    if name == "steps" and steps is None:
+        raise ConfigError(f"{key} is not set: give how many steps of the optimizer a unit is, {key}=10", key=key)
+    if name != "steps" and steps is not None:
+        raise ConfigError(f"{key}={steps}: fidelity={name} has no steps to count; use fidelity=steps", key=key)
+    if steps is not None:
+        _check_count(key, steps)
+
+
+def _check_follows(trainable: Callable[..., Any] | type, task: Task, fidelity: str) -> None:
+    """Refuses a fidelity that the trainable would take no notice of, and so train something else than is counted."""
+    followed = getattr(trainable, "fidelities", ("epochs",))
+    if fidelity not in followed:
+        raise ConfigError(
+            f"fidelity={fidelity}: task.trainable={task.trainable} follows {', '.join(followed)} only; use "
+            f"fidelity={followed[0]}. If it does what get_context().fidelity says, let it say so: an attribute "
+            f'fidelities = ("epochs", "{fidelity}")',
+            key="fidelity",
+        )
 
 
 def _check_initial(initial: Any, space: Space) -> None:

@@ -88,6 +88,17 @@ BAD_INPUT = [
     (["method=evolution", "searcher.sigma=0"], ["searcher.sigma=0", "> 0"]),
     (["method=dehb", "searcher.population=3"], ["searcher.population=3", "whole number >= 4", "null"]),
     (["method=de", "searcher.cr=1.5"], ["searcher.cr=1.5", ">= 0 and <= 1"]),
+    # fidelities
+    (["fidelity=epoch"], ["fidelity=epoch", "nearest: epochs", "data_fraction"]),
+    (["fidelity.name=step"], ["fidelity.name=step", "nearest: steps"]),
+    (["fidelity=steps", "fidelity.steps_per_unit=0"], ["fidelity.steps_per_unit=0", ">= 1"]),
+    (["fidelity=steps", "fidelity.steps_per_unit=many"], ["fidelity.steps_per_unit=many", "Integer"]),
+    (["fidelity.name=steps"], ["fidelity.steps_per_unit is not set", "fidelity.steps_per_unit=10"]),
+    (["fidelity.steps_per_unit=5"], ["fidelity.steps_per_unit=5", "use fidelity=steps"]),
+    (["fidelity=steps", "task=branin"], ["fidelity=steps", "Branin follows epochs only", "use fidelity=epochs"]),
+    (["fidelity=data_fraction", "task=mixed10"], ["fidelity=data_fraction", "Mixed10 follows epochs only"]),
+    ([*OWN, "task.trainable=mine.train", "fidelity=steps"], ["fidelity=steps", "mine.train", "fidelities ="]),
+    ([*OWN, "task.trainable=mine.DictCheckpoint", "fidelity=steps"], ["fidelity=steps", "DictCheckpoint follows"]),
     # schedulers and budgets
     (["scheduler.eta=1"], ["scheduler.eta=1", ">= 2"]),
     (["scheduler.eta=2.5"], ["scheduler.eta=2.5", "whole number"]),

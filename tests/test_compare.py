@@ -303,6 +303,14 @@ def test_what_a_person_sees(folder: Path, capsys: pytest.CaptureFixture[str]) ->
         (["methods=[random"], "methods=[random: can't be parsed"),
         (["methods=[random,asah]"], "methods=asah: method=asah: "),
         (["methods=[asha scheduler.etta=4]"], "methods=asha scheduler.etta=4: scheduler.etta=4: unknown key"),
+        (
+            ["methods=[random, random fidelity=data_fraction]"],
+            "methods=random fidelity=data_fraction: its fidelity.name is data_fraction, that of random is epochs",
+        ),
+        (
+            ["methods=[random, random fidelity.steps_per_unit=5]", "fidelity=steps"],
+            "methods=random fidelity.steps_per_unit=5: its fidelity.steps_per_unit is 5, that of random is 10",
+        ),
         (["methods=[asha scheduler.eta=1]"], "methods=asha scheduler.eta=1: scheduler.eta=1: must be"),
         (["methods=[hyperband]", "budget.trials=5"], "methods=hyperband: budget.trials=5: Hyperband decides"),
         (["methods=[random]", "seeds=0"], "seeds=0: must be how many"),

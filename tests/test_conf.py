@@ -83,6 +83,22 @@ def test_every_method_plans_every_task(task: str, method: str) -> None:
     assert drafted.method == method and drafted.task.name == task and drafted.plan.trials
 
 
+@pytest.mark.parametrize("fidelity", sorted(p.stem for p in (CONF / "fidelity").glob("*.yaml")))
+@pytest.mark.parametrize("method", sorted(p.stem for p in (CONF / "method").glob("*.yaml")))
+def test_every_method_takes_every_fidelity_and_names_its_unit(fidelity: str, method: str) -> None:
+    unit = {"epochs": "epoch", "steps": "block", "data_fraction": "share"}[fidelity]
+    for order in (lambda typed: typed, reversed):
+        drafted = draft(load(list(order([f"fidelity={fidelity}", f"method={method}", "task=digits_cnn"]))))
+        assert drafted.config["fidelity"]["name"] == fidelity and drafted.task.unit == unit
+    assert draft(load([f"fidelity={fidelity}", "task.unit=lap"])).task.unit == "lap", "what was typed wins"
+
+
+def test_fidelities_of_the_configuration_are_those_of_the_code() -> None:
+    from hpo_ray.trainables.context import FIDELITIES
+
+    assert sorted(FIDELITIES) == sorted(p.stem for p in (CONF / "fidelity").glob("*.yaml"))
+
+
 def test_spaces_come_from_files_of_their_group() -> None:
     """A space that a task or method held itself would be merged with what a user gives instead of replaced."""
     for path in FILES:

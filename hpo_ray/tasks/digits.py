@@ -28,7 +28,7 @@ class DigitsMLP(_Digits):
     `activation` relu | tanh | gelu, `optimizer` adamw | sgd, `momentum` 0.9 (of sgd).
 
     Metrics: `accuracy` (0 to 1) and `loss` (cross entropy, nats) on the 359 validation images; `train_loss`;
-    `parameters`, the number of weights.
+    `examples`, how many the step trained on; `parameters`, the number of weights.
     """
 
     defaults: ClassVar = {

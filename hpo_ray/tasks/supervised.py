@@ -133,6 +133,9 @@ class SupervisedTask(TorchTrainable):
             return torch.optim.AdamW(model.parameters(), fused=True, **common)
         raise ConfigError(f"optimizer={values['optimizer']} is unknown: use sgd or adamw.", key="space.optimizer")
 
+    def _batch_size(self) -> int:
+        return int(self.hyperparameters(self.config)["batch_size"])
+
     def step(self) -> dict[str, Any]:
         """As `TorchTrainable`, and `parameters`: how many weights of the model are trained, the same at each step."""
         trained = sum(weights.numel() for weights in self.model.parameters() if weights.requires_grad)

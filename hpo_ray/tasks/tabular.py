@@ -22,7 +22,7 @@ class BreastCancerMLP(SupervisedTask):
     `activation` relu | tanh | gelu, `optimizer` adamw | sgd, `momentum` 0.9 (of sgd).
 
     Metrics: `accuracy` (0 to 1) and `loss` (cross entropy, nats) on the 114 validation patients; `train_loss`;
-    `parameters`, the number of weights.
+    `examples`, how many the step trained on; `parameters`, the number of weights.
     """
 
     defaults: ClassVar = {
@@ -57,7 +57,7 @@ class DiabetesMLP(SupervisedTask):
 
     Metrics on the 88 validation patients: `loss`, the mean squared error in units of the training target's variance;
     `r2`, the share of the validation target's variance that is explained (1 is perfect, 0 is its mean). `train_loss`;
-    `parameters`, the number of weights.
+    `examples`, how many the step trained on; `parameters`, the number of weights.
     """
 
     regression: ClassVar[bool] = True

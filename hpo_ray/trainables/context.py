@@ -16,6 +16,9 @@ import numpy as np
 if TYPE_CHECKING:
     from hpo_ray.space import Space
 
+FIDELITIES = ("epochs", "steps", "data_fraction")
+"""What a unit of resource can be."""
+
 SPLIT, TRIAL, SEARCHER, SCHEDULER, WORKER = range(5)
 """Roles of the random streams that one study seed is the root of."""
 
@@ -41,6 +44,8 @@ class TrialContext:
         gpus: GPUs, or the fraction of one, that the trial was given.
         space: the space that configurations come from; None outside of a study.
         precision: `fp32`, `bf16` or `fp16`: the arithmetic of `TorchTrainable`'s forward passes.
+        fidelity: `epochs`, `steps` or `data_fraction`: what a unit of resource is.
+        steps_per_unit: with `steps`, how many steps of the optimizer a unit is.
     """
 
     number: int = 0
@@ -51,6 +56,8 @@ class TrialContext:
     gpus: float = 0.0
     precision: str = "fp32"
     space: Space | None = None
+    fidelity: str = "epochs"
+    steps_per_unit: int = 1
 
     @property
     def seed(self) -> int:

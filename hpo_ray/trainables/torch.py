@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hpo_ray.errors import ConfigError
-from hpo_ray.trainables.context import TrialContext, get_context
+from hpo_ray.trainables.context import FIDELITIES, TrialContext, get_context
 
 STATE_FILE = "state.pt"
 """The file that a checkpoint consists of."""
@@ -37,7 +37,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
-    """Trains a PyTorch model, one epoch a `step()`. Subclass it and say what to train.
+    """Trains a PyTorch model, one unit of resource a `step()`: an epoch, by default. Subclass it and say what to train.
 
     Three hooks have to be written: `build_model`, `build_optimizer` and `build_data`. The others have defaults:
     `build_lr_scheduler`, `loss`, `train_epoch`, `evaluate`.
@@ -56,6 +56,18 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
                 def build_data(self, config):
                     parts = torch.load(get_context().args["path"])  # x: (n, 20) floats, y: (n,) class numbers
                     return {"train": parts[0], "validation": parts[1], "test": parts[2]}
+
+    Fidelity: what a unit is (`fidelity=` on the command line, `get_context().fidelity`), for the default `train_epoch`:
+
+    - `epochs`: one pass over the training data.
+    - `steps`: `steps_per_unit` steps of the optimizer, through epochs that are shuffled anew one after another. The
+      place in the epoch is in the checkpoint.
+    - `data_fraction`: step r is one pass over r/max_resource of the training data. The shares are nested, the same for
+      all trials of a study, and stratified where `y` is class numbers (n,); of other targets they are drawn at random.
+      A trial that moves up so trains on a larger share. Its cost is counted in units, though the first are cheaper
+      than the last: the metric `examples` tells what each step trained on.
+
+    A class with a `train_epoch` of its own follows `epochs` only, unless it says by `fidelities` that it knows others.
 
     Randomness: the weights, dropout and whatever else draws from the global generators of torch, numpy and `random`
     get states of the trial's own, seeded by `get_context().seed`; shuffling draws from `generator`. All of them are in
@@ -87,6 +99,9 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
     data_depends_on_config: bool = False
     """Whether `build_data` reads its `config`. If not, data is built once and kept when the object gets a new trial."""
 
+    fidelities: ClassVar[tuple[str, ...]] = FIDELITIES
+    """Those that `train_epoch` follows. A study with another one is refused before it starts."""
+
     evaluation_batch_size: int = 1024
     """Examples in a forward pass of `evaluate`: bounds its memory."""
 
@@ -102,6 +117,17 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
     _context: TrialContext
     _random_state: _RandomState
     _data_key: tuple[object, ...] | None = None
+    _nested: Tensor | None = None
+    """The training rows in the order in which shares take them; None until a share of this data is asked for."""
+    _resource: int
+    """Units trained, the one under way included."""
+    _epoch: _Epoch | None
+    """With `steps`, the epoch under way."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "train_epoch" in cls.__dict__ and "fidelities" not in cls.__dict__:
+            cls.fidelities = ("epochs",)
 
     # Hooks to write.
 
@@ -129,7 +155,7 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
     # Hooks with defaults.
 
     def build_lr_scheduler(self, optimizer: Optimizer, config: dict[str, Any]) -> LRScheduler | None:
-        """The learning-rate schedule, stepped after each epoch (with the training loss if it asks for a metric).
+        """The learning-rate schedule, stepped after each unit (with the training loss if it asks for a metric).
 
         Returns:
             None, unless overridden: a constant learning rate.
@@ -149,16 +175,18 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         return nn.functional.cross_entropy(output.float(), target)
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over `data["train"]` in shuffled batches of `config["batch_size"]` (default 64) examples.
+        """One unit: a pass over `data["train"]`, or what the fidelity says, in shuffled batches.
+
+        A batch has `config["batch_size"]` (default 64) examples, the last of a pass what is left.
 
         Returns:
-            `train_loss`: the mean over the epoch's examples of the loss as they were met.
+            `train_loss`: the mean over the unit's examples of the loss as they were met. `examples`: how many.
         """
         x, y = self._split("train")
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        order = torch.randperm(len(x), generator=self.generator).to(x.device)
-        for batch in torch.split(order, int(self.config.get("batch_size", 64))):
+        total, examples = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for batch in self._batches(x, y):
+            examples += len(batch)
             with self._autocast():
                 loss = self.loss(self.model(x[batch].to(self.device)), y[batch].to(self.device))
             self.optimizer.zero_grad()
@@ -166,12 +194,12 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
             self.scaler.step(self.optimizer)
             self.scaler.update()
             total += loss.detach().double() * len(batch)
-        train_loss = total.item() / len(x)
+        train_loss = total.item() / examples
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.step(train_loss)
         elif self.lr_scheduler is not None:
             self.lr_scheduler.step()
-        return {"train_loss": train_loss}
+        return {"train_loss": train_loss, "examples": examples}
 
     def evaluate(self, split: str = "validation") -> dict[str, float]:
         """The metrics of the model on one split, without gradients and in evaluation mode.
@@ -226,11 +254,12 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch and its evaluation.
+        """One unit of training and its evaluation.
 
         Returns:
             The metrics of `train_epoch` and `evaluate`, as floats. Flags and strings pass as they are.
         """
+        self._resource += 1
         with self._alone():
             metrics: dict[str, Any] = {**self.train_epoch(), **self.evaluate()}
         return {name: value if isinstance(value, (bool, str)) else float(value) for name, value in metrics.items()}
@@ -249,6 +278,8 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
             "scaler": self.scaler.state_dict(),
             "shuffle": self.generator.get_state(),
             "random": self._random_state.to_plain(),
+            "resource": self._resource,
+            "epoch": None if self._epoch is None else (self._epoch.shuffle, self._epoch.position),
         }
         torch.save(state, Path(checkpoint_dir) / STATE_FILE)
 
@@ -294,13 +325,15 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["shuffle"])
+        self._resource = state.get("resource", 0)  # not there in checkpoints that are older than fidelities
+        self._epoch = _Epoch(*state["epoch"]) if state.get("epoch") else None
         self._random_state = _RandomState.from_plain(state["random"], own_gpu=self._random_state.gpu)
 
     def cleanup(self) -> None:
         """Frees the model, the optimizer and the data."""
         self._release()
         self.__dict__.pop("data", None)
-        self._data_key = None
+        self._data_key = self._nested = None
 
     # Inner workings.
 
@@ -315,9 +348,10 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
             self._random_state = _RandomState.seeded(context.split_seed, self.device)
             with self._alone():
                 self.data = self.build_data(copy.deepcopy(config))
-            self._data_key = data_key
+            self._data_key, self._nested = data_key, None
         shuffling, others = np.random.SeedSequence(context.seed).generate_state(2)
         self.generator = torch.Generator().manual_seed(int(shuffling))
+        self._resource, self._epoch = 0, None
         self._random_state = _RandomState.seeded(int(others), self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=context.precision == "fp16")
         with self._alone():
@@ -384,6 +418,42 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         x, y = self.data[split]
         return x, y
 
+    def _batches(self, x: Tensor, y: Tensor) -> Iterator[Tensor]:
+        """The row numbers of each batch of a unit."""
+        size = self._batch_size()
+        if self._context.fidelity == "steps":
+            for _ in range(self._context.steps_per_unit):
+                yield self._next_batch(len(x), size).to(x.device)
+            return
+        order = torch.randperm(self._rows(len(x)), generator=self.generator)
+        if self._context.fidelity == "data_fraction":
+            if self._nested is None:
+                self._nested = nested_order(y, self._context.split_seed)
+            order = self._nested[order]
+        yield from torch.split(order.to(x.device), size)
+
+    def _batch_size(self) -> int:
+        return int(self.config.get("batch_size", 64))
+
+    def _rows(self, n: int) -> int:
+        """How many of n training rows a pass takes: all, or the share that belongs to the resource, rounded up."""
+        if self._context.fidelity != "data_fraction":
+            return n
+        return min(n, -(-n * self._resource // self._context.max_resource))
+
+    def _next_batch(self, n: int, size: int) -> Tensor:
+        """The next batch of the epoch under way, or the first of a new one."""
+        epoch = self._epoch
+        if epoch is None or epoch.position >= n:
+            epoch = self._epoch = _Epoch(self.generator.get_state())
+            epoch.order = torch.randperm(n, generator=self.generator)
+        elif epoch.order is None:  # it goes on from a checkpoint
+            epoch.order = torch.randperm(n, generator=_generator(epoch.shuffle))
+        assert epoch.order is not None
+        batch = epoch.order[epoch.position : epoch.position + size]
+        epoch.position += size
+        return batch
+
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         dtype = _AUTOCAST[self._context.precision]
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
@@ -406,6 +476,51 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
             outside.apply(self.device)
             if own_threads != threads:
                 torch.set_num_threads(threads)
+
+
+def nested_order(target: Tensor, seed: int) -> Tensor:
+    """An order of the rows whose beginnings are shares of the data: nested, and of class numbers stratified.
+
+    The j-th of the n_c rows of a class, in random order, comes at (j - 1/2) / n_c. So a beginning that goes up to t has
+    round(n_c t) rows of each class. Rows that come at the same place are in random order.
+
+    Args:
+        target: (n,) class numbers; of any other target the order is a random one.
+        seed: the same seed gives the same order.
+
+    Returns:
+        (n,) row numbers, on the CPU.
+    """
+    random_order = np.random.default_rng(seed).permutation(len(target))
+    if target.ndim != 1 or target.is_floating_point() or target.is_complex():
+        return torch.from_numpy(random_order)
+    classes = target.cpu().numpy()[random_order]
+    place = np.empty(len(classes))
+    for number in np.unique(classes):
+        rows = np.flatnonzero(classes == number)
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return torch.from_numpy(random_order[np.argsort(place, kind="stable")])
+
+
+@dataclass
+class _Epoch:
+    """An epoch that `steps` is in the middle of.
+
+    Attributes:
+        shuffle: the generator's state from which its order was drawn: small, where the order is as long as the data.
+        position: examples met.
+        order: of the rows; None until it is needed.
+    """
+
+    shuffle: Tensor
+    position: int = 0
+    order: Tensor | None = None
+
+
+def _generator(state: Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
 
 
 @dataclass(frozen=True)

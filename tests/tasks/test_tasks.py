@@ -84,10 +84,10 @@ def test_one_epoch_and_the_split_sizes(task, config):
     trial = task(dict(config))
     assert tuple(len(trial.data[part][1]) for part in ("train", "validation", "test")) == SIZES[task]
     result = trial.step()
-    names = {"train_loss", "parameters", "loss", "r2" if task is DiabetesMLP else "accuracy"}
+    names = {"train_loss", "examples", "parameters", "loss", "r2" if task is DiabetesMLP else "accuracy"}
     assert result.keys() == names
     assert all(type(value) is float for value in result.values())
-    assert trial.test().keys() == names - {"train_loss", "parameters"}
+    assert trial.test().keys() == names - {"train_loss", "examples", "parameters"}
     assert trial.config == config
 
 
@@ -124,6 +124,12 @@ def test_the_reference_is_the_largest_network_of_the_space_and_what_needs_no_net
     else:
         assert reference.accuracy == 1 / 10
     assert set(task.task.tradeoff) == set(reference)
+
+
+@pytest.mark.parametrize(("task", "size"), [(DigitsMLP, 64), (BreastCancerMLP, 32)])
+def test_a_batch_has_the_task_s_default_size(task, size):
+    assert task({}).step() == task({"batch_size": size}).step()
+    assert task({}).step() != task({"batch_size": 2 * size}).step()
 
 
 def test_digits_mlp_learns():
