@@ -45,6 +45,7 @@ class TaskSection:
     args: dict[str, Any] = field(default_factory=dict)  # constants for the trainable: data paths and the like
     cost: str | None = None  # dotted path of `cost(config, resource)`: seconds of a step, for executor=simulated
     optimum: float | None = None  # the best value there is, where it is known: `compare` then gives regrets
+    architecture: list[str] = field(default_factory=list)  # names that shape the model: they can't change in training
 
 
 @dataclass

@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -47,6 +47,7 @@ class Task:
         args: constants for the trainable.
         cost: dotted path of a function that tells what a step costs; None if there is none.
         optimum: the best value that the metric can have, if that is known.
+        architecture: names of hyperparameters that shape the model, and so can't change during a training.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Task:
     args: Mapping[str, Any]
     cost: str | None = None
     optimum: float | None = None
+    architecture: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def draft(config: DictConfig) -> Draft:
             key="space",
         )
     _check_initial(plain["searcher"].get("initial"), space)
-    core = _core(plain["scheduler"], task)
+    core = _core(plain["scheduler"], task, space)
     return Draft(
         config=plain,
         name=_name(plain["study"]["name"]),
@@ -194,7 +196,7 @@ def build(drafted: Draft) -> Study:
     config, task = drafted.config, drafted.task
     trainable = load_trainable(task.trainable)
     searcher = make("searcher", config["searcher"], space=drafted.space)
-    scheduler = make("scheduler", config["scheduler"])
+    scheduler = make("scheduler", config["scheduler"], offered={"space": drafted.space})
     waits = getattr(scheduler, "on_missing_checkpoint", None) == "error" and scheduler.core.pauses
     if waits and isinstance(trainable, type) and not can_save(trainable):
         raise ConfigError(
@@ -230,13 +232,14 @@ def build(drafted: Draft) -> Study:
     )
 
 
-def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
+def make(key: str, section: Mapping[str, Any], offered: Mapping[str, Any] | None = None, **given: Any) -> Any:
     """Calls what `_target_` names with the rest of a configuration section.
 
     Args:
         key: what messages call the section.
         section: `_target_`, the dotted path of a class, and its arguments.
-        given: arguments that no configuration can hold.
+        offered: arguments that no configuration can hold, for a target which has parameters of these names.
+        given: arguments that no configuration can hold, and that the target must take.
 
     Raises:
         ConfigError: the target can't be imported, or doesn't take an argument.
@@ -254,7 +257,8 @@ def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
                     f"{nearest(name, parameters)}; it takes {', '.join(parameters)}",
                     key=f"{key}.{name}",
                 )
-    return target(**arguments, **given)
+    wanted = {name: value for name, value in (offered or {}).items() if name in parameters and name not in arguments}
+    return target(**arguments, **wanted, **given)
 
 
 def locate(key: str, path: str) -> Any:
@@ -359,7 +363,7 @@ def _check_initial(initial: Any, space: Space) -> None:
         space.check(config, where=f"searcher.initial[{i}]")
 
 
-def _core(section: Any, task: Task) -> Any:
+def _core(section: Any, task: Task, space: Space) -> Any:
     """The algorithm of a scheduler, from `<_target_>Core`; a scheduler without is planned as plain training."""
     if not isinstance(section, Mapping) or "_target_" not in section:
         raise ConfigError(f"scheduler={section!r}: must be a choice, scheduler=hyperband, or have a _target_")
@@ -370,13 +374,14 @@ def _core(section: Any, task: Task) -> Any:
     if cls is None:
         raise ConfigError(f"scheduler._target_={section['_target_']}: there is no such scheduler")
     parameters = inspect.signature(cls).parameters
-    known = (*parameters, *_NOT_OF_THE_CORE)
+    known = (*(name for name in parameters if name != "space"), *_NOT_OF_THE_CORE)
     if unknown := next((key for key in section if key not in known), None):
         raise ConfigError(
             f"scheduler.{unknown}={section[unknown]!r}: {name} takes no {unknown!r}{nearest(unknown, known)}",
             key=f"scheduler.{unknown}",
         )
-    return cls(**{name: value for name, value in section.items() if name in parameters})
+    arguments = {name: value for name, value in section.items() if name in parameters}
+    return cls(**arguments, **({"space": space} if "space" in parameters else {}))
 
 
 _NOT_OF_THE_CORE = ("_target_", "metric", "mode", "time_attr", "on_missing_checkpoint")
