@@ -1,8 +1,8 @@
 """Schedulers: which trials go on.
 
-The algorithms (`brackets`, `fifo`, `halving`, `asha`) know neither Ray nor torch. The classes that Ray Tune runs are
-loaded when they are first named, so that planning a study stays quick. Each of these `Name` has its algorithm beside it
-as `NameCore`, with the same numbers in its constructor.
+The algorithms (`brackets`, `fifo`, `halving`, `asha`, `explore`, `population`, `pb2`) know neither Ray nor torch. The
+classes that Ray Tune runs are loaded when they are first named, so that planning a study stays quick. Each of these
+`Name` has its algorithm beside it as `NameCore`, with the same numbers in its constructor.
 """
 
 from __future__ import annotations
@@ -14,19 +14,28 @@ from hpo_ray.schedulers.asha import ASHACore
 from hpo_ray.schedulers.brackets import Bracket, Budget, Plan, Rung, halving_bracket, hyperband_brackets
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
+from hpo_ray.schedulers.pb2 import PB2Core
+from hpo_ray.schedulers.population import PBTCore, PBTReplayCore
 
 if TYPE_CHECKING:
     from hpo_ray.schedulers.adapter import ASHA, FIFO, Hyperband, SuccessiveHalving
+    from hpo_ray.schedulers.population_adapter import PB2, PBT, PBTReplay
 
 __all__ = [
     "ASHA",
     "FIFO",
+    "PB2",
+    "PBT",
     "ASHACore",
     "Bracket",
     "Budget",
     "FIFOCore",
     "Hyperband",
     "HyperbandCore",
+    "PB2Core",
+    "PBTCore",
+    "PBTReplay",
+    "PBTReplayCore",
     "Plan",
     "Rung",
     "SuccessiveHalving",
@@ -35,4 +44,10 @@ __all__ = [
     "hyperband_brackets",
 ]
 
-__getattr__ = lazy(__name__, dict.fromkeys(["ASHA", "FIFO", "Hyperband", "SuccessiveHalving"], "adapter"))
+__getattr__ = lazy(
+    __name__,
+    {
+        **dict.fromkeys(["ASHA", "FIFO", "Hyperband", "SuccessiveHalving"], "adapter"),
+        **dict.fromkeys(["PB2", "PBT", "PBTReplay"], "population_adapter"),
+    },
+)

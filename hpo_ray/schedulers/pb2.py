@@ -152,7 +152,7 @@ def time_varying_kernel(
 
 
 def upper_confidence(mean: Array, std: Array, n: int) -> Array:
-    """mean + sqrt(beta) std, where beta = 0.2 + max(0, log(0.4 n)) after n observations."""
+    """The bound mean + sqrt(beta) std, where beta = 0.2 + max(0, log(0.4 n)) after n observations."""
     return np.asarray(mean + math.sqrt(0.2 + max(0.0, math.log(0.4 * max(n, 1)))) * std)
 
 
