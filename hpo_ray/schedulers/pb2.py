@@ -88,9 +88,9 @@ class PB2Core(PBTCore):
         }
         if not self._numbers:
             raise ConfigError(
-                f"scheduler.frozen=[{', '.join(self.frozen)}]: leaves no number of space "
-                f"({', '.join(self.space.names)}) to explore, and PB2 models numbers only; use method=pbt",
-                key="scheduler.frozen",
+                f"space ({', '.join(self.space.names)}): PB2 models numbers, and besides "
+                f"scheduler.frozen=[{', '.join(self.frozen)}] there is none; use method=pbt, or add a range to space",
+                key="space",
             )
 
     def _scored(self, member: Member, resource: int, loss: float) -> None:

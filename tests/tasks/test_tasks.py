@@ -188,8 +188,8 @@ def test_task_files(path):
     assert lines[2].startswith("# ") and lines[2].endswith(".")
     file = OmegaConf.load(path)
     task = file.task
-    keys = ["name", "trainable", "metric", "mode", "max_resource", "unit", "args", "optimum"]
-    assert list(task) == keys[: len(task)] and len(task) >= len(keys) - 1
+    keys = ["name", "trainable", "metric", "mode", "max_resource", "unit", "args"]
+    assert list(task)[: len(keys)] == keys and set(task) - set(keys) <= {"optimum", "architecture"}
     assert task.name == path.stem
     if path.stem == "custom":
         assert task.trainable is None and "defaults" not in file
@@ -201,6 +201,7 @@ def test_task_files(path):
     module, _, name = task.trainable.rpartition(".")
     trainable = getattr(importlib.import_module(module), name)
     space = OmegaConf.load(CONF / "space" / path.name)
+    assert set(task.get("architecture", [])) <= set(space)
     if hasattr(trainable, "defaults"):
         assert space.keys() == trainable.defaults.keys()
 
