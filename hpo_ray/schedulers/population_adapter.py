@@ -119,7 +119,7 @@ class PBT(PopulationScheduler):
     slowest; it is compared by what all had at its own resource. Synchronously all are decided about at once.
 
     Where Ray's `PopulationBasedTraining` differs: it lets values drift out of the bounds that they were drawn from, and
-    cuts integers off, so that 1 becomes 0 and never grows again.
+    rounds integers, so that 1 and 2 never move.
 
     Args:
         space: what is explored; configurations must come from it.
