@@ -94,7 +94,7 @@ class PB2Core(PBTCore):
             )
 
     def _scored(self, member: Member, resource: int, loss: float) -> None:
-        before = next(((at, score) for at, score in reversed(member.scores) if at < resource), None)
+        before = member.score_below(resource)
         super()._scored(member, resource, loss)
         if before is None:
             return

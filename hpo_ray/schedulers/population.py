@@ -47,9 +47,9 @@ class Member:
     scores: list[tuple[int, float]] = field(default_factory=list)
     """(resource, loss) at its interval points, those of the weights that it copied included."""
 
-    def loss_at(self, resource: int) -> float | None:
-        """Its loss at the last interval point not beyond a resource."""
-        return next((loss for at, loss in reversed(self.scores) if at <= resource), None)
+    def score_below(self, resource: int) -> tuple[int, float] | None:
+        """Its last score at a resource below this one."""
+        return next((score for score in reversed(self.scores) if score[0] < resource), None)
 
 
 class PBTCore:
@@ -145,8 +145,7 @@ class PBTCore:
         if member is None:
             return Decision(Action.STOP, f"reached max_resource {self.max_resource}")
         if member.waiting and resource != member.resource:
-            # It has gone on, as a log tells that is fed again; or it failed while it was saved, and trains once more.
-            member.waiting, member.target = False, self._after(min(member.resource, resource - 1))
+            self._go_on(member)  # it failed while it was saved, and was retried; or this is a log that is fed again
         member.resource = resource
         if resource >= self.max_resource:
             self._scored(member, resource, loss)
@@ -210,7 +209,7 @@ class PBTCore:
         """
         member, source = self._known[trial_id], self._known.get(source_id)
         if loss is None and source is not None:
-            loss = source.loss_at(resource)
+            loss = (source.score_below(resource + 1) or (0, None))[1]
         before = [] if source is None else [score for score in source.scores if score[0] < resource]
         member.scores = before if loss is None else [*before, (resource, loss)]
         member.config = copy.deepcopy(dict(config))
@@ -254,15 +253,16 @@ class PBTCore:
     def _decide(self, trial_id: str) -> tuple[Clone | None, str]:
         """Truncation selection: whom a trial copies, if any, and why.
 
-        Of n members with a score, the last ceil(n quantile), at most half of them, copy one of as many first, chosen
-        uniformly. Compared are the scores at the trial's own resource, so that asynchronously nobody wins by having
-        trained for longer.
+        Of n members that are compared, the last ceil(n quantile), at most half of them, copy one of as many first,
+        chosen uniformly.
         """
         member = self._members[trial_id]
-        losses = {i: loss for i, other in self._members.items() if (loss := other.loss_at(member.resource)) is not None}
+        at, losses = self._comparable(member)
+        if not losses:
+            return None, f"among the first at {member.resource}, goes on"
         ranked = sorted(losses, key=losses.__getitem__)  # stable: ties by number
         rank, n = ranked.index(trial_id) + 1, len(ranked)
-        where = f"rank {rank} of {n} at {member.resource}"
+        where = f"rank {rank} of {n} at {at}"
         size = min(math.ceil(Fraction(str(self.quantile)) * n), n // 2)
         if rank <= n - size:
             return None, f"{where}, goes on"
@@ -275,6 +275,24 @@ class PBTCore:
             start = crossover(self.space, start, self._members[ranked[second]].config, rng, self.crossover, self.frozen)
         clone = Clone(source, self._explore(trial_id, start, rng), donated)
         return clone, f"{where}, copies trial {self._members[source].number} (rank {place + 1})"
+
+    def _comparable(self, member: Member) -> tuple[int, dict[str, float]]:
+        """Whom a member is compared with: where, and the losses there of those that got that far, by number.
+
+        Asynchronously not all have got as far, and who has trained for longer must not win by that alone. So it is the
+        member's last interval point that at least half of the population have reached; synchronously its last one.
+        """
+        for at, _ in reversed(member.scores):
+            end = (at // self.interval + 1) * self.interval
+            losses = {
+                trial_id: score[1]
+                for trial_id, other in self._members.items()
+                if other.scores and other.scores[-1][0] // self.interval >= at // self.interval
+                if (score := other.score_below(end)) is not None
+            }
+            if 2 * len(losses) >= len(self._members):
+                return at, losses
+        return 0, {}
 
     def _go_on(self, member: Member) -> None:
         member.waiting = False
@@ -322,7 +340,7 @@ class PBTReplayCore:
         if member is None or resource >= self.max_resource:
             return Decision(Action.STOP, f"reached max_resource {self.max_resource}")
         if member.waiting and resource != member.resource:
-            member.waiting, member.target = False, self._after(min(member.resource, resource - 1))
+            self._go_on(member)  # as in `PBTCore`
         member.resource = resource
         if resource < member.target:
             return CONTINUE

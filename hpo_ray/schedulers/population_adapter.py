@@ -116,7 +116,8 @@ class PBT(PopulationScheduler):
     which `PBTReplay` trains another model by.
 
     Asynchronously (the default) a trial is decided about when a worker is free for it, and nobody waits for the
-    slowest; it is compared by what all had at its own resource. Synchronously all are decided about at once.
+    slowest; trials are compared at the last interval point that at least half of them have reached, so that none wins
+    by having trained for longer. Synchronously all are decided about at once.
 
     Where Ray's `PopulationBasedTraining` differs: it lets values drift out of the bounds that they were drawn from, and
     rounds integers, so that 1 and 2 never move.
