@@ -47,6 +47,7 @@ class TaskSection:
     metrics: Any = field(default_factory=dict)  # several metrics at once: {accuracy: max, parameters: min}
     constraints: Any = field(default_factory=dict)  # bounds to keep: {parameters: {high: 20000}}
     optimum: float | None = None  # the best value there is, where it is known: `compare` then gives regrets
+    architecture: list[str] = field(default_factory=list)  # names that shape the model: they can't change in training
     # Both Any, so that one typed whole replaces that of the file: OmegaConf can't set a typed mapping to null first.
     tradeoff: Any = field(default_factory=dict)  # metrics worth trading off against one another: name -> min | max
     reference: Any = field(default_factory=dict)  # of these metrics the worst values that still count: name -> number

@@ -87,7 +87,12 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Decided:
-    """The scheduler paused, stopped or promoted a trial. `tags` as they are after the decision."""
+    """The scheduler decided about a trial. `tags` as they are after the decision.
+
+    `action`: `pause`; `promote`, to go on; `exploit`, to go on from a copy of another trial's checkpoint, which
+    `tags` name as `parent`; `replay`, to go on from its own. In the last two `config` is the configuration from then
+    on, `resource` that of the checkpoint and `metrics`, of an exploit, what the other trial had reported there.
+    """
 
     kind: ClassVar[str] = "decided"
     trial_id: str
@@ -95,6 +100,9 @@ class Decided:
     reason: str
     tags: Mapping[str, Any]
     time: float
+    config: Mapping[str, Any] | None = None
+    resource: int | None = None
+    metrics: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,7 @@ def from_line(line: str) -> Event:
     names = {known.name for known in fields(kind)}
     if missing := _REQUIRED[kind] - data.keys():
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
-    if kind is Reported:
+    if data.get("metrics"):
         data["metrics"] = {
             name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
             for name, value in data["metrics"].items()

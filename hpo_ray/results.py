@@ -85,6 +85,8 @@ class StudyState:
         """The best report at full resource or above over time, which only gets better."""
         self.best_seen: tuple[TrialRecord, int, float] | None = None
         """The best report of all: trial, resource, value."""
+        self.config_seen: Mapping[str, Any] = {}
+        """The configuration of that trial at that time."""
 
     def apply(self, event: Event) -> None:
         """Takes the next event into account."""
@@ -99,8 +101,10 @@ class StudyState:
             trial.tags.update(event.tags)
             if event.action == "pause":
                 self._move(trial, "paused")
-            elif event.action == "promote":
+            elif event.action in ("promote", "exploit", "replay"):
                 self._move(trial, "running")
+            if event.config is not None:
+                self._changed(trial, event)
         elif isinstance(event, CheckpointSaved):
             trial = self.trials.live(event.trial_id)
             trial.checkpoint, trial.checkpoint_resource = event.path, event.resource
@@ -138,6 +142,7 @@ class StudyState:
         trial.trained += event.trained
         trial.seconds += event.seconds
         trial.history.append((event.resource, value))
+        trial.position, trial.copied = event.resource, False
         if not math.isfinite(value):
             return
         keeps = None
@@ -156,12 +161,37 @@ class StudyState:
             trial.value, trial.resource, trial.metrics = value, event.resource, event.metrics
             trial.feasible = keeps
         if self.best_seen is None or self.sign * value < self.sign * self.best_seen[2]:
-            self.best_seen = (trial, event.resource, value)
+            self.best_seen, self.config_seen = (trial, event.resource, value), trial.config
         if trial is not self.best:
             self.best = self._better(self.best, trial)
         elif not moved_up or keeps is False:  # a higher resource alone leaves it the best; otherwise it may be worse
             self.best = self._find_best()
         self._note_incumbent(event.time)
+
+    def _changed(self, trial: TrialRecord, event: Decided) -> None:
+        """A trial goes on under another configuration, with its own weights or with another trial's."""
+        assert self.started is not None and event.config is not None and event.resource is not None
+        source, resource = trial, event.resource
+        if event.action == "exploit":
+            source = self.trials[self._id(event.tags["parent"])]
+            trial.lineage = [*(trial.lineage or []), (resource, source.number)]
+        trial.schedule = [*source.schedule_before(resource), (resource, event.config)]
+        trial.config = event.config
+        if event.metrics is None:
+            return
+        # What it had before is abandoned with its weights: it is where the other one was.
+        value = event.metrics.get(self.started.metric)
+        bracket = trial.tags.get("bracket")
+        self.reached[bracket, trial.resource] -= 1
+        self.reached[bracket, resource] += 1
+        trial.value = float(value) if isinstance(value, int | float) and math.isfinite(value) else source.value
+        trial.resource = trial.position = resource
+        trial.metrics, trial.copied = event.metrics, True
+        self.best = self._find_best()
+        self._note_incumbent(event.time)
+
+    def _id(self, number: int) -> str:
+        return next(trial.trial_id for trial in self.trials.values() if trial.number == number)
 
     def _note_incumbent(self, time: float) -> None:
         best = self.best
@@ -180,14 +210,15 @@ class StudyState:
     def _better(self, best: TrialRecord | None, trial: TrialRecord) -> TrialRecord | None:
         """The better of two trials: one that keeps the constraints, at the higher resource, by value, by number.
 
-        Failed ones don't count.
+        Failed ones don't count. One that has copied another comes after it until it has trained itself.
         """
         if trial.value is None or trial.state == "failed":
             return best
         if best is None or best.value is None:
             return trial
-        key = (trial.feasible is False, -trial.resource, self.sign * trial.value, trial.number)
-        return trial if key < (best.feasible is False, -best.resource, self.sign * best.value, best.number) else best
+        key = (trial.feasible is False, -trial.resource, self.sign * trial.value, trial.copied, trial.number)
+        other = (best.feasible is False, -best.resource, self.sign * best.value, best.copied, best.number)
+        return trial if key < other else best
 
 
 @dataclass(frozen=True)
@@ -285,7 +316,7 @@ class StudyResult:
             best_seen = {
                 "trial_id": trial.trial_id,
                 "number": trial.number,
-                "config": trial.config,
+                "config": state.config_seen,
                 "value": value,
                 "resource": resource,
             }
@@ -327,6 +358,7 @@ class StudyResult:
             "trial_id": self.best.trial_id,
             "number": self.best.number,
             "config": self.best.config,
+            **({} if self.best.schedule is None else {"schedule": self.best.schedule_json()}),
             "value": self.best.value,
             "resource": self.best.resource,
             "metrics": self.best.metrics,

@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -52,6 +52,7 @@ class Task:
         constraints: bounds that a trial has to keep: `{metric: {low: 0.9}}`, `high`, or both.
         tradeoff: metrics that are worth trading off against one another, and for each whether `min` or `max` is better.
         reference: for each of these the worst value that still counts: the point that a hypervolume is measured from.
+        architecture: names of hyperparameters that shape the model, and so can't change during a training.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tradeoff: Mapping[str, str] = field(default_factory=dict)
     reference: Mapping[str, float] = field(default_factory=dict)
+    architecture: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -255,13 +257,13 @@ def build(drafted: Draft) -> Study:
     )
 
 
-def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
+def make(key: str, section: Mapping[str, Any], **offered: Any) -> Any:
     """Calls what `_target_` names with the rest of a configuration section.
 
     Args:
         key: what messages call the section.
         section: `_target_`, the dotted path of a class, and its arguments.
-        given: arguments that no configuration can hold, for targets that take them.
+        offered: arguments that no configuration can hold, for a target that has parameters of these names.
 
     Raises:
         ConfigError: the target can't be imported, or doesn't take an argument.
@@ -271,8 +273,6 @@ def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
     arguments = {name: value for name, value in section.items() if name != "_target_"}
     target = locate(f"{key}._target_", section["_target_"])
     parameters = inspect.signature(target).parameters
-    if not isinstance(target, type) or "ray" != section["_target_"].partition(".")[0]:
-        given = {name: value for name, value in given.items() if name in parameters}
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in arguments:
             if name not in parameters:
@@ -281,7 +281,8 @@ def make(key: str, section: Mapping[str, Any], **given: Any) -> Any:
                     f"{nearest(name, parameters)}; it takes {', '.join(parameters)}",
                     key=f"{key}.{name}",
                 )
-    return target(**arguments, **given)
+    wanted = {name: value for name, value in offered.items() if name in parameters and name not in arguments}
+    return target(**arguments, **wanted)
 
 
 def locate(key: str, path: str) -> Any:
@@ -537,10 +538,10 @@ def _core(section: Any, task: Task, space: Space) -> Any:
     if cls is None:
         raise ConfigError(f"scheduler._target_={section['_target_']}: there is no such scheduler")
     parameters = inspect.signature(cls).parameters
-    known = (*parameters, *_NOT_OF_THE_CORE)
+    known = (*(name for name in parameters if name != "space"), *_NOT_OF_THE_CORE)
     _check_keys("scheduler", section, name, known)
-    given = {"space": space} if "space" in parameters else {}
-    return cls(**given, **{name: value for name, value in section.items() if name in parameters})
+    arguments = {name: value for name, value in section.items() if name in parameters}
+    return cls(**arguments, **({"space": space} if "space" in parameters else {}))
 
 
 _NOT_OF_THE_CORE = ("_target_", "metric", "mode", "time_attr", "on_missing_checkpoint")

@@ -32,6 +32,10 @@ class TrialRecord:
         feasible: whether its value keeps the study's constraints; None if there are none.
         checkpoint: path of its last checkpoint, relative to the study's folder; None if it stays in memory.
         checkpoint_resource: the resource at which that was saved.
+        position: the resource that it has trained to, or went on from with another trial's weights.
+        copied: whether its value is that of another trial, whose weights it has and hasn't trained yet.
+        schedule: (resource, configuration from there on) of its weights, from 0; None if they had only one.
+        lineage: (resource, number of the trial whose weights it copied there); None if it copied none.
     """
 
     trial_id: str
@@ -49,6 +53,14 @@ class TrialRecord:
     feasible: bool | None = None
     checkpoint: str | None = None
     checkpoint_resource: int = 0
+    position: int = 0
+    copied: bool = False
+    schedule: list[tuple[int, Mapping[str, Any]]] | None = None
+    lineage: list[tuple[int, int]] | None = None
+
+    def schedule_before(self, resource: int) -> list[tuple[int, Mapping[str, Any]]]:
+        """Under which configurations the weights that it has at a resource were trained."""
+        return [entry for entry in self.schedule or [(0, self.config)] if entry[0] < resource]
 
     def to_json(self) -> dict[str, Any]:
         """A line of trials.jsonl. Values that are not finite become null."""
@@ -65,7 +77,13 @@ class TrialRecord:
             "error": self.error,
             **({} if self.feasible is None else {"feasible": self.feasible}),
             **self.tags,
+            **({} if self.schedule is None else {"schedule": self.schedule_json()}),
+            **({} if self.lineage is None else {"lineage": [list(entry) for entry in self.lineage]}),
         }
+
+    def schedule_json(self) -> list[list[Any]] | None:
+        """[resource, configuration from there on] of each part of the schedule."""
+        return None if self.schedule is None else [[resource, config] for resource, config in self.schedule]
 
 
 class Trials(Mapping[str, TrialRecord]):

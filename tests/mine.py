@@ -187,6 +187,68 @@ class DictCheckpoint(NoCheckpoint):
         self.steps = checkpoint["steps"]
 
 
+class Learns(tune.Trainable):
+    """Its weight grows by the rate with each step, which a checkpoint keeps: what is copied shows in the loss."""
+
+    def setup(self, config):
+        """Nothing learnt yet."""
+        self.weight = 0.0
+
+    def reset_config(self, new_config):
+        """As a new one; `self.config` is the new configuration already."""
+        self.weight = 0.0
+        return True
+
+    def step(self):
+        """One step."""
+        self.weight += self.config["lr"]
+        return {"loss": -self.weight}
+
+    def save_checkpoint(self, checkpoint_dir):
+        """The weight."""
+        return {"weight": self.weight}
+
+    def load_checkpoint(self, checkpoint):
+        """The weight."""
+        self.weight = checkpoint["weight"]
+
+
+class LearnsUntilItFails(Learns):
+    """Some fail at a step of their own."""
+
+    def step(self):
+        """One step, or an error."""
+        from hpo_ray import get_context
+
+        if (get_context().number, self.iteration) in ((1, 0), (2, 2), (5, 4), (7, 8)):
+            raise ValueError("fails")
+        return super().step()
+
+
+class LearnsInLeaps(Learns):
+    """Its resource, `epoch`, grows by 2, so that it steps over interval points."""
+
+    def step(self):
+        """Two epochs."""
+        return {**super().step(), "epoch": 2 * (self.iteration + 1)}
+
+
+def learns(config):
+    """As `Learns`, as a function; it saves at every other step only, and ends by itself."""
+    weight, start = 0.0, 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder, open(os.path.join(folder, "state.json")) as file:
+            weight, start = json.load(file)
+    for step in range(start + 1, 9):
+        weight += config["lr"]
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "state.json"), "w") as file:
+                json.dump([weight, step], file)
+            saved = tune.Checkpoint.from_directory(folder) if step % 2 == 0 else None
+            tune.report({"loss": -weight, "epoch": step}, checkpoint=saved)
+
+
 class FailsToSave(DictCheckpoint):
     """Fails when a trial with a low rate is saved."""
 

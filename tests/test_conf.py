@@ -40,7 +40,8 @@ def test_its_command_composes(path: Path) -> None:
     words = shlex.split(path.read_text().splitlines()[1].removeprefix("# python -m hpo_ray"))
     overrides = [word for word in words if word not in VERBS]
     config = load(overrides)
-    if "custom" not in path.stem and path.stem != "empty":
+    needs_a_study = any(word.startswith("scheduler.path=") for word in words)
+    if "custom" not in path.stem and path.stem != "empty" and not needs_a_study:
         draft(config)
 
 
@@ -76,9 +77,10 @@ def test_law_every_scheduler_has_its_algorithm_beside_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", sorted(p.stem for p in (CONF / "task").glob("*.yaml")))
-@pytest.mark.parametrize("method", sorted(p.stem for p in (CONF / "method").glob("*.yaml")))
+@pytest.mark.parametrize("method", sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem != "pbt_replay"))
 def test_every_method_plans_every_task(task: str, method: str) -> None:
-    own = ["task.trainable=mine.train", "space={lr: [0.1, 0.2]}"] if task in ("custom", "recorded") else []
+    """But for `pbt_replay`, which needs a study to replay."""
+    own = ["task.trainable=mine.train", "space={lr: {low: 0.1, high: 0.2}}"] if task in ("custom", "recorded") else []
     drafted = draft(load([f"task={task}", f"method={method}", *own]))
     assert drafted.method == method and drafted.task.name == task and drafted.plan.trials
 

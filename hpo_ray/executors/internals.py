@@ -9,6 +9,7 @@ controller's only link to the outside is its actor manager, which makes room for
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import shutil
@@ -30,7 +31,7 @@ from ray.tune import Checkpoint, CheckpointConfig, TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _Location
-from ray.tune.result import NODE_IP, PID, TIME_TOTAL_S, TIMESTEPS_TOTAL, TRAINING_ITERATION
+from ray.tune.result import NODE_IP, PID, TIME_TOTAL_S, TIMESTEPS_TOTAL, TRAINING_ITERATION, TRIAL_ID
 from ray.tune.trainable import FunctionTrainable
 
 from hpo_ray.errors import StudyError
@@ -43,8 +44,10 @@ __all__ = [
     "StudyStorage",
     "TrackedActor",
     "check_ray",
+    "copy_checkpoint",
     "empty_save",
     "join_thread",
+    "last_metrics",
     "new_trial",
     "own_session",
 ]
@@ -83,6 +86,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "_create_validation_file",
         "_check_validation_file",
         "persist_current_checkpoint",
+        "_update_checkpoint_index",
         "trial_driver_staging_path",
         "trial_working_directory",
         "experiment_driver_staging_path",
@@ -99,6 +103,8 @@ _USED: dict[Any, tuple[str, ...]] = {
         "init_local_path",
         "handle_error",
         "on_checkpoint",
+        "latest_checkpoint_result",
+        "set_config",
     ),
     _CheckpointManager: ("latest_checkpoint_result",),
 }
@@ -556,6 +562,41 @@ def new_trial(
     trial.trainable = trainable
     trial.relative_logdir = trial.storage.trial_dir_name = f"trials/{number}"
     return trial
+
+
+def last_metrics(trial: Trial) -> dict[str, Any] | None:
+    """What a trial had reported when its last checkpoint was made; None if it has none."""
+    saved = trial.latest_checkpoint_result
+    return None if saved is None or saved.checkpoint is None else dict(saved.metrics)
+
+
+def copy_checkpoint(source: Trial, trial: Trial) -> Checkpoint | None:
+    """Makes a copy of one trial's last checkpoint the last one of another trial, which Ray then restores it from.
+
+    It is a copy in the trial's own folder: Ray deletes old checkpoints of the source. One in memory is shared, since
+    nothing changes it.
+
+    Args:
+        source: whose checkpoint it is.
+        trial: who gets it; it must be paused.
+
+    Returns:
+        The copy; None if there is nothing to copy, or it is gone.
+    """
+    saved = source.latest_checkpoint_result
+    if saved is None or saved.checkpoint is None:
+        return None
+    checkpoint = saved.checkpoint
+    if not isinstance(checkpoint, MemoryCheckpoint):
+        storage = copy.copy(trial.storage)
+        storage._update_checkpoint_index(saved.metrics)  # as the trial itself counts its next one
+        try:
+            checkpoint = storage.persist_current_checkpoint(checkpoint)
+        except FileNotFoundError:
+            return None
+    metrics = {key: value for key, value in saved.metrics.items() if key != "config"}
+    trial.on_checkpoint(_TrainingResult(checkpoint, {**metrics, TRIAL_ID: trial.trial_id}))
+    return checkpoint
 
 
 @contextmanager

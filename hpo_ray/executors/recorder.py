@@ -21,6 +21,7 @@ from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, 
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.executors.internals import MemoryCheckpoint
 from hpo_ray.results import StudyState
+from hpo_ray.schedulers.population_adapter import Change
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
 from hpo_ray.trials import TrialRecord
@@ -144,7 +145,11 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """Records which paused trial goes on."""
         trial = self.scheduler.choose_trial_to_run(tune_controller)
         if trial is not None and trial.status == Trial.PAUSED:
-            self._decided(trial, "promote")
+            change = self._ask("change", trial)
+            if change is None:
+                self._decided(trial, "promote")
+            else:
+                self._changed(trial, change)
         return trial
 
     def debug_string(self) -> str:
@@ -159,7 +164,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def _report(self, trial: Trial, result: Mapping[str, Any]) -> float | None:
         """Records a report; gives the metric, or None if it is not there, which is the end of the study."""
-        metrics = {name: scalar for name, value in result.items() if (scalar := _scalar(name, value)) is not None}
+        metrics = metrics_of(result)
         if self.time_attr not in result:
             self.error = StudyError(
                 f"scheduler.time_attr={self.time_attr}: trial {int(trial.trial_id)} did not report it; "
@@ -195,6 +200,25 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def _decided(self, trial: Trial, action: str) -> None:
         self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))
 
+    def _changed(self, trial: Trial, change: Change) -> None:
+        """Records that a trial goes on from another checkpoint, or under another configuration."""
+        metrics = None if change.metrics is None else metrics_of(change.metrics)
+        self.append(
+            Decided(
+                trial.trial_id,
+                change.action,
+                self._reason(trial),
+                self._tags(trial),
+                self.clock(),
+                change.config,
+                change.resource,
+                metrics,
+            )
+        )
+        if change.checkpoint is not None:
+            name = checkpoint_name(change.checkpoint, self._folder)
+            self.append(CheckpointSaved(trial.trial_id, change.resource, name, self.clock()))
+
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
             error += f"\noutput: {output.relative_to(self._folder)}"
@@ -208,12 +232,15 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         return "\n".join(readable(last).splitlines()[-_ERROR_LINES:]) or "unknown error"
 
     def _reason(self, trial: Trial) -> str:
-        reason = getattr(self.scheduler, "reason", None)
-        return str(reason(trial.trial_id)) if reason else ""
+        return str(self._ask("reason", trial) or "")
 
     def _tags(self, trial: Trial) -> Mapping[str, Any]:
-        tags = getattr(self.scheduler, "tags", None)
-        return dict(tags(trial.trial_id)) if tags else {}
+        return dict(self._ask("tags", trial) or {})
+
+    def _ask(self, what: str, trial: Trial) -> Any:
+        """What a scheduler of ours says of a trial; None if a user's own says nothing."""
+        answer = getattr(self.scheduler, what, None)
+        return answer(trial.trial_id) if answer else None
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else a user's scheduler offers to Ray."""
@@ -231,21 +258,30 @@ class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A checkpoint is at its final place."""
-        path: Path | None = None
-        if not isinstance(checkpoint, MemoryCheckpoint):
-            path = Path(checkpoint.path)
-            path = path.relative_to(self._folder) if path.is_relative_to(self._folder) else path
         resource = int(trial.last_result.get(self._recorder.time_attr, 0))
-        name = None if path is None else str(path)
+        name = checkpoint_name(checkpoint, self._folder)
         self._recorder.append(CheckpointSaved(trial.trial_id, resource, name, self._recorder.clock()))
 
 
 def _trained(record: TrialRecord, resource: int) -> int:
     """Units that a report cost: since the report before, or since the checkpoint that a retried trial went on from."""
-    before = record.history[-1][0] if record.history else 0
+    before = record.position
     if resource <= before:
         before = record.checkpoint_resource if record.checkpoint_resource < resource else 0
     return resource - before
+
+
+def checkpoint_name(checkpoint: Any, folder: Path) -> str | None:
+    """A checkpoint's path, relative to the study's folder where it lies in it; None if it is in memory."""
+    if isinstance(checkpoint, MemoryCheckpoint):
+        return None
+    path = Path(checkpoint.path)
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a report: what is a number, a truth value or a text, and isn't Ray's."""
+    return {name: scalar for name, value in result.items() if (scalar := _scalar(name, value)) is not None}
 
 
 def _scalar(name: str, value: Any) -> bool | int | float | str | None:

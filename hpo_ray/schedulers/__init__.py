@@ -1,8 +1,8 @@
 """Schedulers: which trials go on.
 
-The algorithms (`brackets`, `fifo`, `halving`, `asha`, `median`) know neither Ray nor torch. The classes that Ray Tune
-runs are loaded when they are first named, so that planning a study stays quick. Each of these `Name` has its algorithm
-beside it as `NameCore`, with the same numbers in its constructor.
+The algorithms (`brackets`, `fifo`, `halving`, `asha`, `median`, `explore`, `population`, `pb2`) know neither Ray nor
+torch. The classes that Ray Tune runs are loaded when they are first named, so that planning a study stays quick. Each
+of these `Name` has its algorithm beside it as `NameCore`, with the same numbers in its constructor.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from hpo_ray.schedulers.brackets import Bracket, Budget, Plan, Rung, halving_bra
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
 from hpo_ray.schedulers.median import MedianStoppingCore
+from hpo_ray.schedulers.pb2 import PB2Core
+from hpo_ray.schedulers.population import PBTCore, PBTReplayCore
 
 if TYPE_CHECKING:
     from hpo_ray.schedulers.adapter import ASHA, FIFO, Hyperband, MedianStopping, SuccessiveHalving
+    from hpo_ray.schedulers.population_adapter import PB2, PBT, PBTReplay
 
 __all__ = [
     "ASHA",
     "FIFO",
+    "PB2",
+    "PBT",
     "ASHACore",
     "Bracket",
     "Budget",
@@ -30,6 +35,10 @@ __all__ = [
     "HyperbandCore",
     "MedianStopping",
     "MedianStoppingCore",
+    "PB2Core",
+    "PBTCore",
+    "PBTReplay",
+    "PBTReplayCore",
     "Plan",
     "Rung",
     "SuccessiveHalving",
@@ -39,5 +48,9 @@ __all__ = [
 ]
 
 __getattr__ = lazy(
-    __name__, dict.fromkeys(["ASHA", "FIFO", "Hyperband", "MedianStopping", "SuccessiveHalving"], "adapter")
+    __name__,
+    {
+        **dict.fromkeys(["ASHA", "FIFO", "Hyperband", "MedianStopping", "SuccessiveHalving"], "adapter"),
+        **dict.fromkeys(["PB2", "PBT", "PBTReplay"], "population_adapter"),
+    },
 )

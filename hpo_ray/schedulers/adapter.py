@@ -18,7 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.schedulers.asha import ASHACore
 from hpo_ray.schedulers.brackets import Ladder
-from hpo_ray.schedulers.core import NO_MOVES, Action, SchedulerCore
+from hpo_ray.schedulers.core import NO_MOVES, Action, Clone, SchedulerCore
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
 from hpo_ray.schedulers.median import MedianStoppingCore
@@ -75,6 +75,9 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._promoted: collections.deque[Trial] = collections.deque()
         self._losers: collections.deque[Trial] = collections.deque()
         self._reasons: dict[str, str] = {}
+        self._clones: dict[str, Clone] = {}
+        """Of promoted trials, those that go on from a checkpoint or a configuration that are not theirs."""
+        self._last_promoted: Trial | None = None
         self._idle_steps = 0
         self.room: Callable[[], int] = lambda: sys.maxsize
         """How many trials could start at once. Without asking, promoted trials queue up in Ray, which starts them in
@@ -114,7 +117,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                     key=f"scheduler.{name}",
                 )
         self._trials[trial.trial_id] = trial
-        self.core.add(trial.trial_id)
+        self._add(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records the report and returns what Ray should do with the trial."""
@@ -146,6 +149,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         # One that failed while it was saved for a pause starts again by itself.
         self._pausing.pop(trial.trial_id, None)
         self._paused.discard(trial.trial_id)
+        self._clones.pop(trial.trial_id, None)
         if trial in self._promoted:
             self._promoted.remove(trial)
 
@@ -167,13 +171,15 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             elif not trial.is_finished():
                 tune_controller.stop_trial(trial)
         if self._promoted and self.room() > 0 and self._searcher_has_room(tune_controller):
-            trial = next((trial for trial in self._promoted if _is_saved(trial)), None)
+            trial = next((trial for trial in self._promoted if self._can_start(trial)), None)
             if trial is None:
                 return None
             self._idle_steps = 0
             self._promoted.remove(trial)
             self._paused.discard(trial.trial_id)
+            self._prepare(trial)
             self._tell_searcher(tune_controller, "on_unpause", trial)
+            self._last_promoted = trial
             return trial
         self._check_progress()
         return None
@@ -199,9 +205,25 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
 
+    def _add(self, trial: Trial) -> None:
+        """Tells the algorithm of a trial."""
+        self.core.add(trial.trial_id)
+
+    def _can_start(self, trial: Trial) -> bool:
+        """Whether a promoted trial can go on now."""
+        return _is_saved(trial)
+
+    def _prepare(self, trial: Trial) -> None:
+        """What is left to do for a promoted trial before Ray gets it."""
+
+    def _one_at_a_time(self) -> int:
+        """In a Tuner of the user's own, which doesn't say when a worker is free: one promoted trial waits at a time."""
+        last = self._last_promoted
+        return 0 if last is not None and last.status == Trial.PENDING else 1
+
     def _ready(self) -> int:
         """Promoted trials that could start now, counted up to the room that there is."""
-        ready = (trial for trial in self._promoted if _is_saved(trial))
+        ready = (trial for trial in self._promoted if self._can_start(trial))
         return sum(1 for _ in itertools.islice(ready, max(0, self.room())))
 
     def _close_rungs(self, source_finished: bool) -> None:
@@ -209,8 +231,9 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         while (moves := self.core.advance(source_finished, self.room() - self._ready())) is not NO_MOVES:
             self._reasons.update(moves.reasons or {})
             # One that failed while it was saved, and was retried, goes on without having been paused.
-            paused = (i for i in moves.promote if i in self._pausing or self._trials[i].status == Trial.PAUSED)
+            paused = [i for i in moves.promote if i in self._pausing or self._trials[i].status == Trial.PAUSED]
             self._promoted.extend(self._trials[trial_id] for trial_id in paused)
+            self._clones.update((i, clone) for i, clone in moves.clones.items() if i in paused)
             self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
 
     def _loss(self, result: Mapping[str, Any]) -> float:
@@ -218,7 +241,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         return -value if self._mode == "max" else value
 
     def _forget(self, trial: Trial) -> None:
-        for known in (self._trials, self._pausing, self._reasons):
+        for known in (self._trials, self._pausing, self._reasons, self._clones):
             known.pop(trial.trial_id, None)
         self._paused.discard(trial.trial_id)
         self.core.forget(trial.trial_id)
@@ -421,19 +444,7 @@ class ASHA(CoreScheduler):
     ) -> None:
         core = ASHACore(max_resource, min_resource, eta, brackets, variant, seed)
         super().__init__(core, metric, mode, time_attr, on_missing_checkpoint)
-        self._last_promoted: Trial | None = None
-        self.room = self._own_room
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """See `CoreScheduler`."""
-        trial = super().choose_trial_to_run(tune_controller)
-        self._last_promoted = trial or self._last_promoted
-        return trial
-
-    def _own_room(self) -> int:
-        """In a Tuner of the user's own, which doesn't say when a worker is free: one promoted trial waits at a time."""
-        last = self._last_promoted
-        return 0 if last is not None and last.status == Trial.PENDING else 1
+        self.room = self._one_at_a_time
 
 
 class MedianStopping(CoreScheduler):

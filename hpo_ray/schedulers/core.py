@@ -8,9 +8,9 @@ objects, and is keyed by trial ids alone, so that feeding it a log again gives t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 
@@ -32,6 +32,22 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Clone:
+    """A trial is to go on from a checkpoint under another configuration.
+
+    Attributes:
+        source: id of the trial whose checkpoint it is; the trial's own to change its configuration alone.
+        config: the configuration from then on.
+        source_config: what the source's configuration was when this was decided. If it has changed by the time of
+            the copy, its weights may no longer fit.
+    """
+
+    source: str
+    config: Mapping[str, Any]
+    source_config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Moves:
     """What a rung that has just closed does with its paused trials, best first.
 
@@ -39,11 +55,13 @@ class Moves:
         promote: ids of trials that go on.
         stop: ids of trials that don't.
         reasons: in words, why, by id.
+        clones: of those that go on, by id, which do so from a checkpoint and a configuration that are not theirs.
     """
 
     promote: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     reasons: Mapping[str, str] | None = None
+    clones: Mapping[str, Clone] = field(default_factory=dict)
 
 
 NO_MOVES = Moves()

@@ -15,6 +15,7 @@ from hpo_ray.searchers.evolution import EvolutionCore
 from hpo_ray.searchers.grid import GridCore
 from hpo_ray.searchers.optuna import OptunaCore
 from hpo_ray.searchers.random import RandomCore
+from hpo_ray.searchers.schedule import ScheduleCore
 from hpo_ray.searchers.sobol import SobolCore
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         GridSearcher,
         OptunaSearcher,
         RandomSearcher,
+        ScheduleSearcher,
         SobolSearcher,
         SpaceSearcher,
     )
@@ -41,6 +43,8 @@ __all__ = [
     "Proposal",
     "RandomCore",
     "RandomSearcher",
+    "ScheduleCore",
+    "ScheduleSearcher",
     "SearcherCore",
     "SobolCore",
     "SobolSearcher",
@@ -56,6 +60,7 @@ __getattr__ = lazy(
             "GridSearcher",
             "OptunaSearcher",
             "RandomSearcher",
+            "ScheduleSearcher",
             "SobolSearcher",
             "SpaceSearcher",
         ],

@@ -20,6 +20,7 @@ from hpo_ray.searchers.evolution import EvolutionCore
 from hpo_ray.searchers.grid import GridCore
 from hpo_ray.searchers.optuna import OptunaCore
 from hpo_ray.searchers.random import RandomCore
+from hpo_ray.searchers.schedule import ScheduleCore
 from hpo_ray.searchers.sobol import SobolCore
 from hpo_ray.space import Space
 
@@ -296,3 +297,16 @@ class DESearcher(SpaceSearcher):
     """
 
     Core = DECore
+
+
+class ScheduleSearcher(SpaceSearcher):
+    """Proposes what the best trial of a population began with; the scheduler `PBTReplay` brings the rest.
+
+    Args:
+        path: the folder of the study whose best trial is replayed. Others: `SpaceSearcher`.
+
+    Raises:
+        ConfigError: there is no such study, or it holds no schedule in this space.
+    """
+
+    Core = ScheduleCore

@@ -23,12 +23,12 @@ SPLIT, TRIAL, SEARCHER, SCHEDULER, WORKER = range(5)
 """Roles of the random streams that one study seed is the root of."""
 
 
-def stream(seed: int, role: int, number: int = 0) -> np.random.SeedSequence:
-    """The random stream of one role and number under a study's seed.
+def stream(seed: int, role: int, number: int = 0, *numbers: int) -> np.random.SeedSequence:
+    """The random stream of one role and number, or several, under a study's seed.
 
     Streams of different roles or numbers are statistically independent (`SeedSequence` spawn keys).
     """
-    return np.random.SeedSequence(seed, spawn_key=(role, number))
+    return np.random.SeedSequence(seed, spawn_key=(role, number, *numbers))
 
 
 @dataclass(frozen=True)

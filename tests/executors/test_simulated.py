@@ -24,7 +24,11 @@ from hpo_ray.testing import (
     run_study,
 )
 
-METHODS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/method").glob("*.yaml"))
+# pbt_replay needs a study to replay: tests/schedulers/test_population.py runs it.
+METHODS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/method").glob("*.yaml") if p.stem != "pbt_replay")
+POPULATION = ["scheduler.population=4", "scheduler.interval=1"]
+SMALL = {"random": ["budget.trials=4"], "pbt": POPULATION, "pb2": POPULATION}
+"""What makes a method small; the others have an eta."""
 SPACE = "space={lr: {low: 0.01, high: 1.0}}"
 
 
@@ -270,7 +274,7 @@ class Stopped:
 def test_law_same_decisions_in_process_and_simulated(folder: Path, method: str, task: str) -> None:
     overrides = own(task) if task in ("train", "DictCheckpoint") else [f"task={task}"]
     overrides = [f"method={method}", *overrides, "task.max_resource=4", "seed=3"]
-    overrides += {"random": ["budget.trials=4"], "median": ["budget.trials=8"]}.get(method, ["scheduler.eta=2"])
+    overrides += SMALL.get(method, ["scheduler.eta=2"])
     inprocess = run_study([*overrides, "executor=inprocess"], folder / "a")
     free = run_study([*overrides, *simulated(1)], folder / "b")
     costly = run_study([*overrides, *simulated(1, "executor.startup_s=3", "executor.checkpoint_s=2")], folder / "c")

@@ -230,7 +230,7 @@ def test_task_files(path):
     file = OmegaConf.load(path)
     task = file.task
     keys = ["name", "trainable", "metric", "mode", "max_resource", "unit", "args"]
-    optional = [key for key in ("optimum", "tradeoff", "reference") if key in task]
+    optional = [key for key in ("optimum", "tradeoff", "reference", "architecture") if key in task]
     assert list(task) == keys + optional and set(task.get("tradeoff", {})) == set(task.get("reference", {}))
     assert task.name == path.stem
     if path.stem == "custom":
@@ -243,6 +243,7 @@ def test_task_files(path):
     module, _, name = task.trainable.rpartition(".")
     trainable = getattr(importlib.import_module(module), name)
     space = OmegaConf.load(CONF / "space" / path.name)
+    assert set(task.get("architecture", [])) <= set(space)
     if hasattr(trainable, "defaults"):
         assert space.keys() == trainable.defaults.keys()
 
