@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
+from methods import METHODS, SCHEDULERS, learns, small
 from ray.tune.experiment import Trial
 
 from hpo_ray.errors import ConfigError, StudyError
@@ -25,10 +26,6 @@ from hpo_ray.testing import (
 )
 
 # pbt_replay needs a study to replay: tests/schedulers/test_population.py runs it.
-METHODS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/method").glob("*.yaml") if p.stem != "pbt_replay")
-POPULATION = ["scheduler.population=4", "scheduler.interval=1"]
-SMALL = {"random": ["budget.trials=4"], "pbt": POPULATION, "pb2": POPULATION}
-"""What makes a method small; the others have an eta."""
 SPACE = "space={lr: {low: 0.01, high: 1.0}}"
 
 
@@ -151,7 +148,8 @@ def test_budget_time_is_virtual(folder: Path) -> None:
 
 def test_budget_resource_ends_a_study_of_any_method(folder: Path) -> None:
     for method in METHODS:
-        result = run_study([f"method={method}", "task=branin", "budget.resource=200", *simulated(4)], folder / method)
+        overrides = [f"method={method}", "task=branin_currin", "budget.resource=200", *simulated(4)]
+        result = run_study(overrides, folder / method)
         assert result.state.trained == 200, method
 
 
@@ -269,12 +267,17 @@ class Stopped:
 # Nothing else is different.
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", ["parabola", "train", "DictCheckpoint", "digits_mlp"])
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        *((method, "branin_currin") for method in METHODS),
+        *itertools.product(SCHEDULERS.values(), ["train", "DictCheckpoint", "digits_mlp"]),
+    ],
+)
 def test_law_same_decisions_in_process_and_simulated(folder: Path, method: str, task: str) -> None:
     overrides = own(task) if task in ("train", "DictCheckpoint") else [f"task={task}"]
     overrides = [f"method={method}", *overrides, "task.max_resource=4", "seed=3"]
-    overrides += SMALL.get(method, ["scheduler.eta=2"])
+    overrides += small(method)
     inprocess = run_study([*overrides, "executor=inprocess"], folder / "a")
     free = run_study([*overrides, *simulated(1)], folder / "b")
     costly = run_study([*overrides, *simulated(1, "executor.startup_s=3", "executor.checkpoint_s=2")], folder / "c")
@@ -282,7 +285,7 @@ def test_law_same_decisions_in_process_and_simulated(folder: Path, method: str, 
     check_same_events(free, costly)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if not learns(m)])
 def test_law_more_workers_propose_the_same_configurations_first(folder: Path, method: str) -> None:
     one = run_study([f"method={method}", "task=branin", "task.max_resource=9", *simulated(1)], folder / "one")
     for workers in (2, 7, 100):
@@ -296,7 +299,7 @@ def test_law_more_workers_propose_the_same_configurations_first(folder: Path, me
 @pytest.mark.parametrize("method", METHODS)
 def test_law_time_never_goes_back(folder: Path, method: str) -> None:
     more = ["executor.speeds=[1,0.3]", "executor.startup_s=0.7", "executor.checkpoint_s=0.2", "executor.failures=60"]
-    overrides = [f"method={method}", "task=hartmann6", "task.max_resource=9", "failure.max_retries=99"]
+    overrides = [f"method={method}", "task=branin_currin", "task.max_resource=9", "failure.max_retries=99"]
     check_time_never_goes_back(run_study([*overrides, *simulated(5), *more], folder))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from methods import METHODS, SCHEDULERS, small
 
 from hpo_ray.errors import StudyError
 from hpo_ray.events import FILE_NAME, CheckpointSaved, Decided, Reported, TrialAdded, TrialEnded, TrialRetried, read
@@ -17,10 +19,6 @@ from hpo_ray.testing import check_same_decisions, check_same_events, run_study, 
 
 SPACE = "space={lr: {low: 0.01, high: 1.0}}"
 # pbt_replay needs a study to replay: tests/schedulers/test_population.py runs it.
-METHODS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/method").glob("*.yaml") if p.stem != "pbt_replay")
-POPULATION = ["scheduler.population=4", "scheduler.interval=1"]
-SMALL = {"random": ["budget.trials=4"], "pbt": POPULATION, "pb2": POPULATION}
-"""What makes a method small; the others have an eta."""
 EXECUTORS = ["inprocess", pytest.param("ray", marks=pytest.mark.ray)]
 
 
@@ -73,13 +71,18 @@ def test_who_goes_on_is_right(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("task", ["parabola", "function", "breast_cancer"])
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        *((method, "branin_currin") for method in METHODS),
+        *itertools.product(SCHEDULERS.values(), ["function", "breast_cancer"]),
+    ],
+)
 def test_law_same_events_on_every_executor(folder: Path, ray_cluster: None, method: str, task: str) -> None:
     """With one worker and one seed: same trials, reports to the digit, checkpoints and decisions, in the same order."""
     overrides = own("train") if task == "function" else [f"task={task}", "task.max_resource=4"]
     overrides = [f"method={method}", "scheduler.max_resource=4", *overrides]
-    overrides += SMALL.get(method, ["scheduler.eta=2"])
+    overrides += small(method)
     inprocess = run_study([*overrides, *workers("inprocess", 1)], folder / "a")
     on_ray = run_study([*overrides, *workers("ray", 1)], folder / "b")
     check_same_events(inprocess, on_ray)
