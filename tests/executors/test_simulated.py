@@ -352,7 +352,12 @@ def test_a_function_without_checkpoints_is_told_the_ways_out(folder: Path) -> No
 
 def test_ended_trials_are_forgotten(folder: Path) -> None:
     """Ray's trials, of which the controller and its callbacks hold thousands otherwise."""
-    most = 0
+
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Trial) for thing in gc.get_objects())
+
+    most, before = 0, alive()  # what earlier studies left
 
     from hpo_ray.executors import recorder
 
@@ -362,8 +367,7 @@ def test_ended_trials_are_forgotten(folder: Path) -> None:
         nonlocal most
         original(self, controller, trial, result)
         if trial.trial_id.endswith("50"):
-            gc.collect()  # what earlier studies left
-            most = max(most, sum(issubclass(type(thing), Trial) for thing in gc.get_objects()))
+            most = max(most, alive() - before)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder.Recorder, "on_trial_complete", counting)
