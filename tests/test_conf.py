@@ -8,10 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+from methods import METHODS, SEVERAL
 from omegaconf import OmegaConf
 
 from hpo_ray.__main__ import VERBS
 from hpo_ray.config import load
+from hpo_ray.errors import ConfigError
 from hpo_ray.study import draft
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -77,16 +79,21 @@ def test_law_every_scheduler_has_its_algorithm_beside_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", sorted(p.stem for p in (CONF / "task").glob("*.yaml")))
-@pytest.mark.parametrize("method", sorted(p.stem for p in (CONF / "method").glob("*.yaml") if p.stem != "pbt_replay"))
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_plans_every_task(task: str, method: str) -> None:
-    """But for `pbt_replay`, which needs a study to replay."""
+    """But for `pbt_replay`, which needs a study to replay; those for several metrics say so of a task with one."""
     own = ["task.trainable=mine.train", "space={lr: {low: 0.1, high: 0.2}}"] if task in ("custom", "recorded") else []
-    drafted = draft(load([f"task={task}", f"method={method}", *own]))
+    config = load([f"task={task}", f"method={method}", *own])
+    if method in SEVERAL and not config.task.tradeoff:
+        with pytest.raises(ConfigError, match=rf"method={method}: trades off several metrics, and task={task} names"):
+            draft(config)
+        return
+    drafted = draft(config)
     assert drafted.method == method and drafted.task.name == task and drafted.plan.trials
 
 
 @pytest.mark.parametrize("fidelity", sorted(p.stem for p in (CONF / "fidelity").glob("*.yaml")))
-@pytest.mark.parametrize("method", sorted(p.stem for p in (CONF / "method").glob("*.yaml")))
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_every_fidelity_and_names_its_unit(fidelity: str, method: str) -> None:
     unit = {"epochs": "epoch", "steps": "block", "data_fraction": "share"}[fidelity]
     for order in (lambda typed: typed, reversed):
@@ -137,8 +144,6 @@ def test_a_users_own_groups_and_configuration(tmp_path: Path) -> None:
 
 
 def test_a_choice_of_the_users_may_not_hide_ours(tmp_path: Path) -> None:
-    from hpo_ray.errors import ConfigError
-
     (tmp_path / "task").mkdir()
     (tmp_path / "task/parabola.yaml").write_text("# @package _global_\ntask: {name: mine}\n")
     with pytest.raises(ConfigError, match=r"parabola\.yaml is the name of one of ours; rename it"):

@@ -13,7 +13,7 @@ Sources:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hpo_ray.errors import ConfigError
 
@@ -58,7 +58,7 @@ class Ladder:
     """
 
     resources: tuple[int, ...]
-    start: Callable[[int], int]
+    start: Callable[[int], int] = field(compare=False)
 
     @property
     def full(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -20,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, TrialSchedule
 from ray.tune.search import Searcher
 
 from hpo_ray.errors import StudyError
-from hpo_ray.schedulers import ASHA, ASHACore, Hyperband, SuccessiveHalving, hyperband_brackets
+from hpo_ray.schedulers import ASHA, PBT, ASHACore, Hyperband, SuccessiveHalving, hyperband_brackets
 from hpo_ray.schedulers.core import Action
 from hpo_ray.searchers import RandomSearcher
 from hpo_ray.space import Float, Space
@@ -51,6 +52,27 @@ class Slope(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
+        return True
+
+
+class Remembers(tune.Trainable):
+    """Its weights are the `x` of each step so far."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.used: list[float] = []
+
+    def step(self) -> dict[str, Any]:
+        self.used.append(self.config["x"])
+        return {"loss": -sum(self.used), "used": json.dumps(self.used)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        Path(checkpoint_dir, "state.json").write_text(json.dumps(self.used))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        self.used = json.loads(Path(checkpoint_dir, "state.json").read_text())
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.used = []
         return True
 
 
@@ -100,10 +122,17 @@ def pickled_by_value():
 
 
 def fit(
-    tmp_path: Path, scheduler: Any, *, param_space: Any = None, metric: str = "loss", mode: str = "min", **config: Any
+    tmp_path: Path,
+    scheduler: Any,
+    *,
+    param_space: Any = None,
+    metric: str = "loss",
+    mode: str = "min",
+    trainable: type = Slope,
+    **config: Any,
 ) -> Any:
     return tune.Tuner(
-        Slope,
+        trainable,
         param_space=param_space,
         tune_config=tune.TuneConfig(scheduler=scheduler, metric=metric, mode=mode, **config),
         run_config=tune.RunConfig(storage_path=str(tmp_path), name="study", verbose=0),
@@ -182,6 +211,28 @@ class TestInRay:
         )
         reached = {result.config["x"]: result.metrics["training_iteration"] for result in results}
         assert reached[min(xs)] == 9 and set(reached.values()) <= {1, 3, 9} and list(reached.values()).count(1) >= 3
+
+    @pytest.mark.timeout(120)
+    @pytest.mark.parametrize("synchronous", [True, False])
+    def test_a_population_copies_weights_and_changes_configurations(self, tmp_path, synchronous):
+        xs = [0.1, 0.2, 0.4, 0.8]
+        results = fit(
+            tmp_path,
+            PBT(SPACE, max_resource=9, population=4, synchronous=synchronous, resample_probability=0.0),
+            param_space={"x": tune.grid_search(xs), "constant": "kept"},
+            trainable=Remembers,
+            reuse_actors=True,
+        )
+        assert resources(results) == {9: 4}
+        used = [json.loads(result.metrics["used"]) for result in results]
+        for result, trained_with in zip(results, used, strict=True):
+            assert len(trained_with) == 9 and result.metrics["loss"] == -sum(trained_with)
+            assert result.metrics["config"]["x"] == trained_with[-1] and result.config["constant"] == "kept"
+            # What it went on with is 0.8 or 1.2 times what the one that it copied had, at an interval point.
+            for step, (before, after) in enumerate(itertools.pairwise(trained_with), 1):
+                factor = after / before
+                assert after == before or after == 1.0 or (step % 3 == 0 and round(factor, 6) in (0.8, 1.2))
+        assert any(len(set(trained_with)) > 1 for trained_with in used)
 
     @pytest.mark.timeout(60)
     def test_asha_behind_a_limit_that_counts_paused_trials_is_an_error_and_no_endless_wait(self, tmp_path):

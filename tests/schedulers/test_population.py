@@ -614,5 +614,101 @@ def test_exploiting_copies_weights_and_optimizer_and_applies_the_new_rate(folder
     )
 
 
+class Weights:
+    """A trial of Ray's whose checkpoint is a number."""
+
+    def __init__(self, number: int, checkpoint: int | None = 3) -> None:
+        self.trial_id, self.config, self.status, self.is_saving = (
+            str(number),
+            {"lr": 0.1, "units": 4 + number},
+            "",
+            False,
+        )
+        self.checkpoint = checkpoint
+
+    def is_finished(self) -> bool:
+        return self.status == "TERMINATED"
+
+    def set_config(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Weights], Callable[[], str | None]]:
+    """A synchronous population of four that all wait at 3, the last of which is to copy the first."""
+    from hpo_ray.schedulers import PBT, population_adapter
+
+    def metrics(trial: Weights) -> dict[str, Any] | None:
+        return None if trial.checkpoint is None else {"training_iteration": trial.checkpoint, "loss": 0.0}
+
+    def copied(source: Weights, trial: Weights) -> Any:
+        trial.checkpoint = source.checkpoint
+        return None if source.checkpoint == 2 else "a copy"
+
+    monkeypatch.setattr(population_adapter, "last_metrics", metrics)
+    monkeypatch.setattr(population_adapter, "copy_checkpoint", copied)
+    scheduler = PBT(SPACE, 9, population=4, synchronous=True, metric="loss", mode="min")
+    trials = [Weights(number) for number in range(4)]
+
+    class Controller:
+        search_alg = None
+
+        def is_finished(self) -> bool:
+            return True
+
+    controller: Any = Controller()
+    controller.search_alg = controller
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    for number, trial in enumerate(trials):
+        scheduler.on_trial_result(controller, trial, {"training_iteration": 3, "loss": float(number)})
+        trial.status = "PAUSED"
+
+    def choose() -> str | None:
+        trial = scheduler.choose_trial_to_run(controller)
+        if trial is not None:
+            trial.status = "RUNNING"
+        return None if trial is None else trial.trial_id
+
+    return scheduler, trials, choose
+
+
+def test_it_waits_until_what_it_copies_is_saved(four: Any) -> None:
+    scheduler, trials, choose = four
+    trials[0].is_saving = True
+    assert [choose(), choose()] == ["1", "2"] and choose() is None
+    trials[0].is_saving = False
+    assert choose() == "3" and trials[3].config["units"] != 7 and scheduler.tags("3") == {"parent": 0, "exploits": 1}
+    change = scheduler.change("3")
+    assert (change.action, change.resource, change.config, change.checkpoint) == (
+        "exploit",
+        3,
+        trials[3].config,
+        "a copy",
+    )
+    assert scheduler.change("3") is None and choose() == "0"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda trial: setattr(trial, "status", "TERMINATED"), "the other is over"),
+        (lambda trial: setattr(trial, "checkpoint", None), "the other has no checkpoint"),
+        (lambda trial: setattr(trial, "checkpoint", 9), "the other has changed since"),
+        (lambda trial: setattr(trial, "config", {}), "the other has changed since"),
+        (lambda trial: setattr(trial, "checkpoint", 2), "the other's checkpoint is gone"),
+    ],
+)
+def test_without_something_to_copy_it_goes_on_as_it_is(four: Any, spoil: Any, why: str) -> None:
+    scheduler, trials, choose = four
+    scheduler.promotions(True)  # decides
+    before = dict(trials[3].config)
+    scheduler.on_missing_checkpoint = "restart"
+    spoil(trials[0])
+    assert choose() == "3" and trials[3].config == before and scheduler.change("3") is None
+    assert scheduler.reason("3") == f"rank 4 of 4 at 3, copies trial 0 (rank 1); goes on as it is: {why}"
+    assert scheduler.tags("3") == {}
+
+
 def test_moves_are_none_by_default() -> None:
     assert Moves().clones == {}
