@@ -78,7 +78,7 @@ class Server:
 
 
 class Ledger:
-    """Computes, and keeps count of what it costs. As in a study, a trial goes on where it was and pays no unit twice."""
+    """Computes, and counts what it costs. As in a study, a trial goes on where it was: no unit is paid twice."""
 
     def __init__(self, server: Server, evaluations: int) -> None:
         self.server = server
@@ -224,7 +224,7 @@ def run_smac(name: str, ledger: Ledger, seed: int) -> None:
 
 
 def run_syne(name: str, ledger: Ledger, seed: int) -> None:
-    """Its schedulers, one trial at a time, without its backends. It knows no conditions: inactive values are ignored."""
+    """Its schedulers, one trial at a time, without its backends. No conditions: what is inactive is ignored."""
     import numpy
     from syne_tune.backend.trial_status import Trial
     from syne_tune.config_space import choice, finrange, lograndint, loguniform, ordinal, randint, uniform

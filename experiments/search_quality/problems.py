@@ -120,7 +120,7 @@ PROBLEMS = {
         Problem("branin", "Branin", ("task=branin", "task.max_resource=1"), 1),
         Problem("hartmann6", "Hartmann6", ("task=hartmann6", "task.max_resource=1"), 1),
         Problem("hartmann6_fidelity", "Hartmann6 with fidelity", ("task=hartmann6", "task.max_resource=27"), 27),
-        Problem("mixed10", "Mixed, conditional, 10-d", ("task=mixed10", "task.max_resource=1"), 1),
+        Problem("mixed10", "Mixed10", ("task=mixed10", "task.max_resource=27"), 27),
         _recorded("digits_mlp", "Digits, perceptron (recorded)"),
         _recorded("digits_cnn", "Digits, convolutional (recorded)"),
     )
