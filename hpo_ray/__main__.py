@@ -145,6 +145,7 @@ def _plan(typed: list[str]) -> int:
             "full_trainings": None if full is None else round(full, 4),
             "rounds": plan.rounds,
             "exact": plan.exact,
+            "at_most": plan.at_most,
             "total_resource_spread": plan.spread,
             "brackets": [
                 {"s": bracket.s, "rungs": [{"n": rung.n, "r": rung.r} for rung in bracket.rungs]}
@@ -158,10 +159,13 @@ def _plan(typed: list[str]) -> int:
     unit = draft.task.unit
     print(headline(draft))
     if plan.full_trainings is not None:
-        print(f"as many {unit}s as {plan.full_trainings:.4g} full trainings of {count(plan.max_resource, unit)}")
+        trainings = f"{plan.full_trainings:.4g} full trainings of {count(plan.max_resource, unit)}"
+        print(f"{'at most ' if plan.at_most else ''}as many {unit}s as {trainings}")
     if plan.total_resource_restarting != plan.total_resource:
         print(f"({plan.total_resource_restarting} {unit}s if trials that move up had to start again)")
-    if not plan.exact:
+    if plan.at_most:
+        print("at most: how many trials end early depends on what they report")
+    elif not plan.exact:
         low, high = plan.spread or (None, None)
         often = f": {low} to {high} {unit}s in nine of ten orders" if plan.spread else ""
         print(f"about: how many trials move up depends on the order in which they report{often}")

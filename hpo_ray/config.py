@@ -45,6 +45,9 @@ class TaskSection:
     args: dict[str, Any] = field(default_factory=dict)  # constants for the trainable: data paths and the like
     cost: str | None = None  # dotted path of `cost(config, resource)`: seconds of a step, for executor=simulated
     optimum: float | None = None  # the best value there is, where it is known: `compare` then gives regrets
+    # Both Any, so that one typed whole replaces that of the file: OmegaConf can't set a typed mapping to null first.
+    tradeoff: Any = field(default_factory=dict)  # metrics worth trading off against one another: name -> min | max
+    reference: Any = field(default_factory=dict)  # of these metrics the worst values that still count: name -> number
 
 
 @dataclass

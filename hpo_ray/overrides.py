@@ -17,7 +17,7 @@ it cannot put a list where a mapping was, refuses a keyword that a domain did no
 
 The others stay as they are: `space=digits_mlp` (a file of the group `space`), `~space.lr`, and a keyword's value
 with a prefix of its own. And `task.args.path=…` becomes `++task.args.path=…`: which constants there are is up to the
-trainable.
+trainable. `task.tradeoff={…}` and `task.reference={…}` replace, too: `task.tradeoff=null task.tradeoff={…}`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rewrite(overrides: list[str]) -> list[str]:
     for line in overrides:
         override = _of_space(parser, line)
         if override is None:
-            kept.append((None, [f"++{line}" if line.startswith(("task.args.", "task.args=")) else line]))
+            kept.append((None, _lines_of_task(line)))
             continue
         if _replaces_all(override):
             kept = [(earlier, lines) for earlier, lines in kept if earlier is None]
@@ -103,6 +103,15 @@ def _lines(override: Override, line: str) -> list[str]:
         # Merging an empty mapping changes nothing, but it fails on an unknown name, which `++` would create.
         return [f"{name}={{}}", *(f"++{clear}" for clear in cleared), f"++{line}"]
     return [*(f"{plus}{clear}" for clear in cleared), line]
+
+
+def _lines_of_task(line: str) -> list[str]:
+    key, _, value = line.partition("=")
+    if key == "task.args" or key.startswith("task.args."):
+        return [f"++{line}"]
+    if key in ("task.tradeoff", "task.reference") and value.lstrip().startswith(("{", "[")):
+        return [f"{key}=null", line]
+    return [f"++{line}"] if key.startswith(("task.tradeoff.", "task.reference.")) else [line]
 
 
 def _is_plain(name: object) -> bool:

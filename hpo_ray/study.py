@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -47,6 +47,8 @@ class Task:
         args: constants for the trainable.
         cost: dotted path of a function that tells what a step costs; None if there is none.
         optimum: the best value that the metric can have, if that is known.
+        tradeoff: metrics that are worth trading off against one another, and for each whether `min` or `max` is better.
+        reference: for each of these the worst value that still counts: the point that a hypervolume is measured from.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Task:
     args: Mapping[str, Any]
     cost: str | None = None
     optimum: float | None = None
+    tradeoff: Mapping[str, str] = field(default_factory=dict)
+    reference: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -332,7 +336,29 @@ def _task(section: Mapping[str, Any]) -> Task:
         )
     _check_one_of("task.mode", section["mode"], ("min", "max"))
     _check_count("task.max_resource", section["max_resource"])
-    return Task(**section)
+    tradeoff = _by_metric("tradeoff", section["tradeoff"], "{accuracy: max, parameters: min}")
+    for name, mode in tradeoff.items():
+        _check_one_of(f"task.tradeoff.{name}", mode, ("min", "max"))
+    reference = _by_metric("reference", section["reference"], "{accuracy: 0.1, parameters: 1e5}")
+    for name, value in reference.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ConfigError(
+                f"task.reference.{name}={value}: must be a finite value of {name}, the worst that still counts",
+                key=f"task.reference.{name}",
+            )
+    return Task(**{**section, "tradeoff": tradeoff, "reference": reference})
+
+
+def _by_metric(what: str, section: Any, example: str) -> Mapping[str, Any]:
+    """A mapping by the names of metrics; null is an empty one."""
+    if section is None:
+        return {}
+    if not isinstance(section, Mapping) or not all(isinstance(name, str) for name in section):
+        raise ConfigError(
+            f"task.{what}={section!r}: must be a mapping by the names of metrics, 'task.{what}={example}'",
+            key=f"task.{what}",
+        )
+    return section
 
 
 def _budget(section: Mapping[str, Any]) -> Budget:

@@ -166,8 +166,7 @@ def headline(draft: Draft) -> str:
     plan, unit = draft.plan, draft.task.unit
     how_many = "trials" if plan.trials is None else count(plan.trials, "trial")
     limit = f" for {clock(draft.budget.time_s)}" if draft.budget.time_s is not None else ""
-    about = "" if plan.exact else "about "
-    total = "" if plan.total_resource is None else f", {about}{count(plan.total_resource, unit)}"
+    total = "" if plan.total_resource is None else f", {plan.about}{count(plan.total_resource, unit)}"
     virtual = f", {count(draft.virtual_workers, 'virtual worker')}" if draft.virtual_workers else ""
     return f"{draft.method} on {draft.task.name}: {how_many}{total}{limit}{virtual}"
 
@@ -182,7 +181,7 @@ def progress(state: StudyState, draft: Draft, elapsed_s: float) -> str:
     states = ", ".join(f"{state.states[name]} {name}" for name in STATES if state.states[name])
     total = draft.plan.total_resource
     left: list[float] = []
-    if total and state.trained and (draft.plan.exact or state.trained < total):
+    if total and state.trained and not draft.plan.at_most and (draft.plan.exact or state.trained < total):
         left.append(elapsed_s * max(0, total - state.trained) / state.trained)
     if draft.budget.time_s is not None:
         left.append(max(0.0, draft.budget.time_s - elapsed_s))
@@ -195,7 +194,7 @@ def spent(trained: int, draft: Draft) -> str:
     total, unit = draft.plan.total_resource, draft.task.unit
     if not total:
         return count(trained, unit)
-    return f"{trained} of {'' if draft.plan.exact else 'about '}{count(total, unit)}"
+    return f"{trained} of {draft.plan.about}{count(total, unit)}"
 
 
 def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:

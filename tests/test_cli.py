@@ -41,6 +41,12 @@ BAD_INPUT = [
     (["seed=-1"], ["seed=-1", ">= 0"]),
     (["view=fancy"], ["view=fancy", "auto, live, plain, none"]),
     (["task.mode=mn"], ["task.mode=mn", "nearest: min"]),
+    (["task.tradeoff.accuracy=most"], ["task.tradeoff.accuracy=most", "min, max"]),
+    (["task.tradeoff={accuracy: [max]}"], ["task.tradeoff.accuracy=['max']", "min, max"]),
+    (["task.tradeoff=[accuracy]"], ["task.tradeoff=['accuracy']", "mapping by the names of metrics"]),
+    (["task.reference.accuracy=nan"], ["task.reference.accuracy=nan", "finite value of accuracy"]),
+    (["task.reference.accuracy=low"], ["task.reference.accuracy=low", "finite value of accuracy"]),
+    (["task.reference=3"], ["task.reference=3", "mapping by the names of metrics"]),
     # spaces
     (["task=parabola", "space.x={lo: 1, high: 2}"], ["space.x", "'lo'", "low"]),
     (["task=parabola", "space.x.lo=1"], ["space.x.lo=1", "nearest: space.x.low"]),
@@ -100,6 +106,10 @@ BAD_INPUT = [
     (["method=asha", "budget.rounds=2"], ["budget.rounds=2", "budget.trials"]),
     (["method=asha", "scheduler.brackets=9"], ["scheduler.brackets=9", "from 1 to 4"]),
     (["method=asha", "scheduler.variant=stop"], ["scheduler.variant='stop'", "promotion or stopping"]),
+    (["method=median", "scheduler.min_trials=0"], ["scheduler.min_trials=0", ">= 1"]),
+    (["method=median", "scheduler.min_resource=28"], ["scheduler.min_resource=28", "scheduler.max_resource=27"]),
+    (["method=median", "scheduler.eta=3"], ["scheduler.eta=3", "min_trials"]),
+    (["method=median", "budget.rounds=2"], ["budget.rounds=2", "budget.trials"]),
     (["budget.concurrency=0"], ["budget.concurrency=0", ">= 1"]),
     (["failure.max_retries=-1"], ["failure.max_retries=-1", ">= 0"]),
     # where and on what
@@ -240,6 +250,18 @@ def test_plan_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "34 trials, 138 epochs" in out and "2 rounds" in out
     assert "s=2      9 to 1  3 to 3  1 to 9" in out
+
+
+def test_plan_of_what_may_end_early(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "method=median", "task=parabola"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "median on parabola: 20 trials, at most 540 steps",
+        "at most as many steps as 20 full trainings of 27 steps",
+        "at most: how many trials end early depends on what they report",
+    ]
+    assert main(["plan", "method=median", "task=parabola", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["total_resource"], plan["exact"], plan["at_most"]) == (540, False, True)
 
 
 def test_plan_without_an_end_but_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,3 +136,16 @@ def test_draft_is_what_was_typed() -> None:
     assert (drafted.name, drafted.seed, drafted.plan.trials, drafted.max_resource) == ("mine", 5, 3, 27)
     assert drafted.space.names == ("x",)
     assert drafted.config["scheduler"]["metric"] == "loss", "interpolations are resolved"
+
+
+def test_a_tradeoff_is_replaced_as_a_whole_and_changed_by_name() -> None:
+    known = draft(load(["task=digits_mlp"])).task
+    assert known.tradeoff == {"accuracy": "max", "parameters": "min"}
+    assert known.reference == {"accuracy": 0.1, "parameters": 150794.0}
+    typed = ["task=digits_mlp", "task.tradeoff={accuracy: max, loss: min}", "task.reference={accuracy: 0, loss: 3}"]
+    replaced = draft(load(typed)).task
+    assert replaced.tradeoff == {"accuracy": "max", "loss": "min"} and replaced.reference == {"accuracy": 0, "loss": 3}
+    changed = draft(load(["task=digits_mlp", "task.tradeoff.loss=min", "task.reference.parameters=1000"])).task
+    assert list(changed.tradeoff) == ["accuracy", "parameters", "loss"] and changed.reference["parameters"] == 1000
+    assert draft(load(["task=digits_mlp", "task.tradeoff=null"])).task.tradeoff == {}
+    assert draft(load(["task=parabola"])).task.reference == {}

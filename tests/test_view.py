@@ -16,7 +16,7 @@ from hpo_ray.config import load
 from hpo_ray.events import Decided, Reported, StudyStarted, TrialAdded, TrialEnded
 from hpo_ray.results import StudyState, fold
 from hpo_ray.study import Draft, draft
-from hpo_ray.view import LiveView, PlainView, View, clock, config_text, count, make_view, progress, rung_table
+from hpo_ray.view import LiveView, PlainView, View, clock, config_text, count, headline, make_view, progress, rung_table
 
 START = StudyStarted("s", "hyperband", "parabola", "loss", "min", 0, 9, 0.0)
 
@@ -70,6 +70,14 @@ def test_progress_and_rungs(hyperband: Draft) -> None:
         ["0 (s=2)", "9/9 at 1", "1/3 at 3", "0/1 at 9"],
         ["1 (s=1)", "0/5 at 3", "0/1 at 9"],
     ]
+
+
+def test_what_is_only_bounded_is_called_at_most() -> None:
+    drafted = draft(load(["method=median", "task=parabola", "task.max_resource=9"]))
+    assert headline(drafted) == "median on parabola: 20 trials, at most 180 steps"
+    state = fold([START, added(0), reported(0, 1, 0.5)])
+    # And no time left: most of that may never be trained.
+    assert progress(state, drafted, 30.0) == "0:30  1 running; 1 of at most 180 steps"
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

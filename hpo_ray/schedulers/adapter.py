@@ -20,6 +20,7 @@ from hpo_ray.schedulers.asha import ASHACore
 from hpo_ray.schedulers.core import NO_MOVES, Action, SchedulerCore
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
+from hpo_ray.schedulers.median import MedianStoppingCore
 
 _RAY_ACTION = {
     Action.CONTINUE: TrialScheduler.CONTINUE,
@@ -427,3 +428,43 @@ class ASHA(CoreScheduler):
         """In a Tuner of the user's own, which doesn't say when a worker is free: one promoted trial waits at a time."""
         last = self._last_promoted
         return 0 if last is not None and last.status == Trial.PENDING else 1
+
+
+class MedianStopping(CoreScheduler):
+    """The median stopping rule (Golovin et al., Google Vizier, KDD 2017, section 3.2.1).
+
+    At each report from `min_resource` on, a trial ends if the best that it has reported so far is strictly worse than
+    the median of the completed trials' running averages. Nothing is paused, so no checkpoints are needed.
+
+    *Completed* at resource s is each trial that has ended, whether it was trained in full, was stopped or ended by
+    itself, and has reported at s or beyond: those that were stopped take part as far as they got. Trials that still run
+    don't take part, nor do those that failed. Its *running average* at s is the mean of all its reports up to s. With
+    an even number of trials the median is the mean of the two in the middle.
+
+    Ray's `MedianStoppingRule` counts seconds unless told otherwise, takes part of what trials report while they run
+    into the median, counts the last report of a trial twice, and leaves the reports before its grace period out.
+
+    Args:
+        max_resource: where a trial stops at the latest, in whole units of `time_attr`.
+        min_resource: the least that a trial gets.
+        min_trials: how many completed trials there must be at a resource before a trial may be stopped there.
+        metric: see `CoreScheduler`.
+        mode: see `CoreScheduler`.
+        time_attr: see `CoreScheduler`.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    Core: ClassVar = MedianStoppingCore
+
+    def __init__(
+        self,
+        max_resource: int,
+        min_resource: int = 1,
+        min_trials: int = 5,
+        metric: str | None = None,
+        mode: str | None = None,
+        time_attr: str = "training_iteration",
+    ) -> None:
+        super().__init__(MedianStoppingCore(max_resource, min_resource, min_trials), metric, mode, time_attr)

@@ -84,6 +84,7 @@ class Plan:
         brackets: one round of them; empty for a scheduler without.
         rounds: how many rounds; None when only time or resource end the study.
         exact: False when the results decide how many trials move up; the numbers are then what is expected.
+        at_most: the results decide how many trials end early; the numbers are then the most that it can be.
         spread: where the total resource lies in nine of ten random orders, when it is not exact; None if not known.
         limit: units trained in all, after which the study ends (`budget.resource`).
     """
@@ -95,6 +96,12 @@ class Plan:
     exact: bool = True
     spread: tuple[int, int] | None = None
     limit: int | None = None
+    at_most: bool = False
+
+    @property
+    def about(self) -> str:
+        """What to put before the numbers, so that they say no more than is known: nothing, `about ` or `at most `."""
+        return "" if self.exact else "at most " if self.at_most else "about "
 
     @property
     def total_resource(self) -> int | None:

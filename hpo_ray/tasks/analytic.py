@@ -14,7 +14,7 @@ class AnalyticFunction(Trainable):  # type: ignore[misc]  # Ray ships no types
     """A function of the configuration; each step reports `loss`, its value at the resource reached.
 
     A subclass gives `prepare`, once a trial, and `value`, once a step, which may depend on the fidelity. Most
-    functions here don't: their value is the same at each step.
+    functions here don't: their value is the same at each step. One that has more to report gives `metrics`, too.
     """
 
     resource: int
@@ -28,6 +28,10 @@ class AnalyticFunction(Trainable):  # type: ignore[misc]  # Ray ships no types
         """The value at a fidelity in (0, 1], 1 being the function itself."""
         raise NotImplementedError(f"{type(self).__name__} must define value(self, fidelity)")
 
+    def metrics(self, fidelity: float) -> dict[str, float]:
+        """What a step reports at a fidelity: `loss`, unless overridden."""
+        return {"loss": self.value(fidelity)}
+
     def setup(self, config: dict[str, Any]) -> None:
         """Starts a trial at resource 0."""
         self.resource = 0
@@ -37,7 +41,7 @@ class AnalyticFunction(Trainable):  # type: ignore[misc]  # Ray ships no types
     def step(self) -> dict[str, float]:
         """One unit of resource. Fidelity is `resource / max_resource`, and stays 1 beyond."""
         self.resource += 1
-        return {"loss": self.value(min(1.0, self.resource / self.max_resource))}
+        return self.metrics(min(1.0, self.resource / self.max_resource))
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, int]:
         """The resource, which Ray writes to a file."""
@@ -74,9 +78,7 @@ class Branin(AnalyticFunction):
 
     def prepare(self, config: dict[str, Any]) -> None:
         """The value, at every fidelity."""
-        x1, x2 = config["x1"], config["x2"]
-        valley = x2 - 5.1 / (4 * math.pi**2) * x1**2 + 5 / math.pi * x1 - 6
-        self._value = float(valley**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x1) + 10)
+        self._value = branin(config["x1"], config["x2"])
 
     def value(self, fidelity: float) -> float:
         """The same at every fidelity."""
@@ -122,3 +124,92 @@ class Hartmann6(AnalyticFunction):
     def value(self, fidelity: float) -> float:
         """The function at a fidelity."""
         return 0.1 * (1.0 - fidelity) * self._unweighted - self._weighted
+
+
+class BraninCurrin(AnalyticFunction):
+    """Two functions of `x1` and `x2` in [0, 1] that pull apart: to trade off. Both are to be minimised.
+
+    `branin` is `Branin` at (15 x1 - 5, 15 x2). `currin` is
+    (1 - exp(-1 / (2 x2))) (2300 x1^3 + 1900 x1^2 + 2092 x1 + 60) / (100 x1^3 + 500 x1^2 + 4 x1 + 20), whose first
+    factor is 1 at x2 = 0, its limit. `loss` is `branin`, for methods that know one metric. No fidelity.
+
+    Belakaria, Deshwal and Doppa, Max-value Entropy Search for Multi-Objective Bayesian Optimization, NeurIPS 2019. The
+    reference point (18, 6), and the largest hypervolume over it, 59.36011874867746, are those of BoTorch.
+    """
+
+    def prepare(self, config: dict[str, Any]) -> None:
+        """Both values, at every fidelity."""
+        x1, x2 = config["x1"], config["x2"]
+        self._branin = branin(15 * x1 - 5, 15 * x2)
+        slope = 1.0 - math.exp(-1 / (2 * x2)) if x2 > 0 else 1.0
+        polynomials = (2300 * x1**3 + 1900 * x1**2 + 2092 * x1 + 60) / (100 * x1**3 + 500 * x1**2 + 4 * x1 + 20)
+        self._currin = float(slope * polynomials)
+
+    def value(self, fidelity: float) -> float:
+        """Branin's, the same at every fidelity."""
+        return self._branin
+
+    def metrics(self, fidelity: float) -> dict[str, float]:
+        """`loss`, `branin` and `currin`."""
+        return {"loss": self._branin, "branin": self._branin, "currin": self._currin}
+
+
+class Mixed10(AnalyticFunction):
+    """A function of ten hyperparameters of every kind, two of them conditional, with a fidelity. Minimum 0.
+
+    With u = log2 `units`, r = log10 `rate` and q = 0, 1, 2, 3 for `quality` low, medium, high, best, the loss at full
+    fidelity is the sum of
+
+        (x1 - 1)^2 / 10 + (x2 - x1^2 / 2)^2 / 4     a curved valley
+        (u - 6)^2 / 20 + (r + 2 + (u - 6) / 4)^2 / 4     the more units, the lower the best rate
+        (depth - 7)^2 / 40 + 4 (share - depth / 20)^2     the deeper, the larger the best share
+        (q - 2)^2 / 10
+        of `kind`:  plain  0.5
+                    wave   (period - 3 - x1)^2 / 20
+                    tree   0.1 + (leaves - 2 depth - 1)^2 / 100
+
+    and 0 at x1 = 1, x2 = 0.5, rate = 0.01, units = 64, depth = 7, share = 0.35, quality high, kind wave, period = 4.
+    The kinds with a hyperparameter of their own are better than `plain` only if that is well chosen.
+
+    At the fidelity z = resource / max_resource it is larger by (1 - z)^2 (u + depth / 2 - r) / 10: what is large, or
+    has a low rate, takes longer to get good. So what is cheap to see ranks configurations much as the function does,
+    but puts small ones with a high rate too far to the front.
+
+    `size` is log2(units depth leaves), `leaves` being 1 where there are none: what a good `loss` can be traded off for.
+    """
+
+    QUALITIES = ("low", "medium", "high", "best")
+
+    def prepare(self, config: dict[str, Any]) -> None:
+        """The value at full fidelity, what the lowest adds, and the size."""
+        x1, x2, depth = config["x1"], config["x2"], config["depth"]
+        u, r = math.log2(config["units"]), math.log10(config["rate"])
+        valley = (x1 - 1) ** 2 / 10 + (x2 - x1**2 / 2) ** 2 / 4
+        rate = (u - 6) ** 2 / 20 + (r + 2 + (u - 6) / 4) ** 2 / 4
+        share = (depth - 7) ** 2 / 40 + 4 * (config["share"] - depth / 20) ** 2
+        quality = (self.QUALITIES.index(config["quality"]) - 2) ** 2 / 10
+        self._full = float(valley + rate + share + quality + self._of_kind(config))
+        self._bias = float(u + depth / 2 - r) / 10
+        self._size = math.log2(config["units"] * depth * config.get("leaves", 1))
+
+    def value(self, fidelity: float) -> float:
+        """The function at a fidelity."""
+        return self._full + (1.0 - fidelity) ** 2 * self._bias
+
+    def metrics(self, fidelity: float) -> dict[str, float]:
+        """`loss` and `size`."""
+        return {"loss": self.value(fidelity), "size": self._size}
+
+    @staticmethod
+    def _of_kind(config: dict[str, Any]) -> float:
+        if config["kind"] == "wave":
+            return float((config["period"] - 3 - config["x1"]) ** 2 / 20)
+        if config["kind"] == "tree":
+            return float(0.1 + (config["leaves"] - 2 * config["depth"] - 1) ** 2 / 100)
+        return 0.5
+
+
+def branin(x1: float, x2: float) -> float:
+    """The Branin function; see `Branin`."""
+    valley = x2 - 5.1 / (4 * math.pi**2) * x1**2 + 5 / math.pi * x1 - 6
+    return float(valley**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x1) + 10)

@@ -27,7 +27,8 @@ class DigitsMLP(_Digits):
     Hyperparameters (defaults): `lr` 0.001, `units` 64, `layers` 2, `dropout` 0.1, `batch_size` 64, `weight_decay` 0,
     `activation` relu | tanh | gelu, `optimizer` adamw | sgd, `momentum` 0.9 (of sgd).
 
-    Metrics: `accuracy` (0 to 1) and `loss` (cross entropy, nats) on the 359 validation images; `train_loss`.
+    Metrics: `accuracy` (0 to 1) and `loss` (cross entropy, nats) on the 359 validation images; `train_loss`;
+    `parameters`, the number of weights.
     """
 
     defaults: ClassVar = {

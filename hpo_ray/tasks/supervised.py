@@ -78,8 +78,9 @@ def standardise(values: NDArray[np.float64], train: NDArray[np.int64], axis: int
 class SupervisedTask(TorchTrainable):
     """A network on one of scikit-learn's data sets, trained by SGD or AdamW.
 
-    A subclass gives `load`, `build_model` and `defaults`. The split is the same for all trials of a study, and
-    standardisation knows the training part only.
+    A subclass gives `load`, `build_model` and `defaults`. Each step also reports `parameters`, the number of weights
+    that are trained, so that quality can be traded off against size. The split is the same for all trials of a study,
+    and standardisation knows the training part only.
 
     Attributes:
         defaults: the task's hyperparameters, and their values where a configuration has none.
@@ -131,6 +132,11 @@ class SupervisedTask(TorchTrainable):
         if values["optimizer"] == "adamw":
             return torch.optim.AdamW(model.parameters(), fused=True, **common)
         raise ConfigError(f"optimizer={values['optimizer']} is unknown: use sgd or adamw.", key="space.optimizer")
+
+    def step(self) -> dict[str, Any]:
+        """As `TorchTrainable`, and `parameters`: how many weights of the model are trained, the same at each step."""
+        trained = sum(weights.numel() for weights in self.model.parameters() if weights.requires_grad)
+        return {**super().step(), "parameters": float(trained)}
 
 
 def activation(name: str) -> nn.Module:

@@ -21,7 +21,8 @@ class BreastCancerMLP(SupervisedTask):
     Hyperparameters (defaults): `lr` 0.001, `units` 32, `layers` 1, `dropout` 0.1, `batch_size` 32, `weight_decay` 0,
     `activation` relu | tanh | gelu, `optimizer` adamw | sgd, `momentum` 0.9 (of sgd).
 
-    Metrics: `accuracy` (0 to 1) and `loss` (cross entropy, nats) on the 114 validation patients; `train_loss`.
+    Metrics: `accuracy` (0 to 1) and `loss` (cross entropy, nats) on the 114 validation patients; `train_loss`;
+    `parameters`, the number of weights.
     """
 
     defaults: ClassVar = {
@@ -55,7 +56,8 @@ class DiabetesMLP(SupervisedTask):
     `activation` relu | tanh | gelu, `optimizer` adamw | sgd, `momentum` 0.9 (of sgd).
 
     Metrics on the 88 validation patients: `loss`, the mean squared error in units of the training target's variance;
-    `r2`, the share of the validation target's variance that is explained (1 is perfect, 0 is its mean). `train_loss`.
+    `r2`, the share of the validation target's variance that is explained (1 is perfect, 0 is its mean). `train_loss`;
+    `parameters`, the number of weights.
     """
 
     regression: ClassVar[bool] = True

@@ -270,7 +270,7 @@ class Stopped:
 def test_law_same_decisions_in_process_and_simulated(folder: Path, method: str, task: str) -> None:
     overrides = own(task) if task in ("train", "DictCheckpoint") else [f"task={task}"]
     overrides = [f"method={method}", *overrides, "task.max_resource=4", "seed=3"]
-    overrides += ["scheduler.eta=2"] if method != "random" else ["budget.trials=4"]
+    overrides += {"random": ["budget.trials=4"], "median": ["budget.trials=8"]}.get(method, ["scheduler.eta=2"])
     inprocess = run_study([*overrides, "executor=inprocess"], folder / "a")
     free = run_study([*overrides, *simulated(1)], folder / "b")
     costly = run_study([*overrides, *simulated(1, "executor.startup_s=3", "executor.checkpoint_s=2")], folder / "c")

@@ -74,7 +74,7 @@ def test_law_same_events_on_every_executor(folder: Path, ray_cluster: None, meth
     """With one worker and one seed: same trials, reports to the digit, checkpoints and decisions, in the same order."""
     overrides = own("train") if task == "function" else [f"task={task}", "task.max_resource=4"]
     overrides = [f"method={method}", "scheduler.max_resource=4", *overrides]
-    overrides += ["scheduler.eta=2"] if method != "random" else ["budget.trials=4"]
+    overrides += {"random": ["budget.trials=4"], "median": ["budget.trials=8"]}.get(method, ["scheduler.eta=2"])
     inprocess = run_study([*overrides, *workers("inprocess", 1)], folder / "a")
     on_ray = run_study([*overrides, *workers("ray", 1)], folder / "b")
     check_same_events(inprocess, on_ray)

@@ -84,11 +84,46 @@ def test_one_epoch_and_the_split_sizes(task, config):
     trial = task(dict(config))
     assert tuple(len(trial.data[part][1]) for part in ("train", "validation", "test")) == SIZES[task]
     result = trial.step()
-    names = {"train_loss", "loss", "r2" if task is DiabetesMLP else "accuracy"}
+    names = {"train_loss", "parameters", "loss", "r2" if task is DiabetesMLP else "accuracy"}
     assert result.keys() == names
     assert all(type(value) is float for value in result.values())
-    assert trial.test().keys() == names - {"train_loss"}
+    assert trial.test().keys() == names - {"train_loss", "parameters"}
     assert trial.config == config
+
+
+# Of each layer inputs times outputs, and a bias for each output.
+PARAMETERS = {
+    DigitsMLP: 64 * 32 + 32 + 32 * 10 + 10,
+    DigitsCNN: 1 * 4 * 9 + 4 + 4 * 8 * 9 + 8 + (8 * 2 * 2) * 10 + 10,
+    BreastCancerMLP: 30 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2,
+    DiabetesMLP: 10 * 8 + 8 + 8 * 1 + 1,
+}
+
+
+@pytest.mark.parametrize(("task", "config"), SAMPLES)
+def test_parameters(task, config):
+    trial = task(dict(config))
+    assert [trial.step()["parameters"] for _ in range(2)] == [PARAMETERS[task]] * 2
+    next(trial.model.parameters()).requires_grad_(False)  # the first layer's weights are then not trained
+    assert trial.step()["parameters"] < PARAMETERS[task]
+
+
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_cnn", "breast_cancer", "diabetes"])
+def test_the_reference_is_the_largest_network_of_the_space_and_what_needs_no_network(name):
+    task, space = (OmegaConf.load(CONF / group / f"{name}.yaml") for group in ("task", "space"))
+    cls = {"digits_mlp": DigitsMLP, "digits_cnn": DigitsCNN, "breast_cancer": BreastCancerMLP, "diabetes": DiabetesMLP}
+    largest = {key: space[key].high for key in ("units", "layers", "channels") if key in space}
+    trial = cls[name](largest)
+    reference = task.task.reference
+    assert sum(weights.numel() for weights in trial.model.parameters()) == reference.parameters
+    target = trial.data["train"][1]
+    if name == "diabetes":
+        assert reference.loss == pytest.approx(target.var(correction=0).item(), rel=1e-5)  # which is standardised
+    elif name == "breast_cancer":
+        assert reference.accuracy == pytest.approx((target == 1).double().mean().item(), abs=0.002)
+    else:
+        assert reference.accuracy == 1 / 10
+    assert set(task.task.tradeoff) == set(reference)
 
 
 def test_digits_mlp_learns():
@@ -188,8 +223,9 @@ def test_task_files(path):
     assert lines[2].startswith("# ") and lines[2].endswith(".")
     file = OmegaConf.load(path)
     task = file.task
-    keys = ["name", "trainable", "metric", "mode", "max_resource", "unit", "args", "optimum"]
-    assert list(task) == keys[: len(task)] and len(task) >= len(keys) - 1
+    keys = ["name", "trainable", "metric", "mode", "max_resource", "unit", "args"]
+    optional = [key for key in ("optimum", "tradeoff", "reference") if key in task]
+    assert list(task) == keys + optional and set(task.get("tradeoff", {})) == set(task.get("reference", {}))
     assert task.name == path.stem
     if path.stem == "custom":
         assert task.trainable is None and "defaults" not in file
