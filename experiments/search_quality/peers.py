@@ -264,7 +264,7 @@ def run_syne(name: str, ledger: Ledger, seed: int) -> None:
         scheduler.on_trial_add(trial)
         config = dict(suggested.config)
         for of in ledger.server.space:
-            if of["step"]:
+            if of.get("step"):
                 config[of["name"]] = min(grid(of), key=lambda point, at=config[of["name"]]: abs(point - at))
         result = {"loss": math.nan, "epoch": 0}
         for resource in range(1 if multi else ledger.full, ledger.full + 1):
