@@ -143,7 +143,7 @@ def optuna_sampler(name: str, seed: int) -> Any:
         "random": lambda: samplers.RandomSampler(seed=seed),
         "sobol": lambda: samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed),
         "tpe": lambda: samplers.TPESampler(multivariate=True, group=True, seed=seed),
-        "gp": lambda: samplers.GPSampler(deterministic_objective=True, seed=seed),
+        "gp": lambda: samplers.GPSampler(seed=seed),
         "cmaes": lambda: samplers.CmaEsSampler(seed=seed),
     }
     return makers[name]()

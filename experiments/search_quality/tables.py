@@ -1,8 +1,10 @@
 """Records the learning curves of random configurations of the two digits tasks, each trained in full.
 
-python experiments/search_quality/tables.py [digits_mlp] [digits_cnn]     # some 15 minutes on one core
+python experiments/search_quality/tables.py [digits_mlp] [digits_cnn]     # about an hour on one core
+python experiments/search_quality/tables.py digits_cnn --parts 1           # the first part only, a smaller table
 
-An interrupted run starts again. The metric is the cross entropy and not the accuracy, which takes few values.
+It records in parts, of which an interrupted run does only the missing ones; they lie in outputs/search_quality/tables.
+The metric is the cross entropy and not the accuracy, which takes few values.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,23 @@ from hpo_ray.testing.laws import run_study
 
 HERE = Path(__file__).parent
 ROOT = Path("outputs/search_quality/tables")
-TRIALS = {"digits_mlp": 600, "digits_cnn": 300}
+TRIALS = {"digits_mlp": 600, "digits_cnn": 300}  # of a part
+PARTS = {"digits_mlp": 2, "digits_cnn": 4}
 SEED = 20_000  # none that the methods are run with: random search would find its own configurations
 WORST = math.log(10) * 4  # what a diverged network counts as: nothing is learned from how far it went
 
 
-def record(task: str) -> Path:
-    """Runs the study; the file of its trials."""
+def record(task: str, part: int) -> list[dict[str, Any]]:
+    """Runs a study, unless it has run; its trials. All parts share the split of the data."""
+    folder = ROOT / f"{task}-{part}"
+    if not (folder / "result.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # it was interrupted
+        _run(task, part, folder.name)
+        shutil.rmtree(folder / "trials")  # the checkpoints
+    return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+def _run(task: str, part: int, name: str) -> None:
     typed = [
         f"task={task}",
         "task.metric=loss",
@@ -38,10 +51,11 @@ def record(task: str) -> Path:
         "method=random",
         f"budget.trials={TRIALS[task]}",
         f"seed={SEED}",
+        f"searcher.seed={SEED + part}",
         "executor=inprocess",
-        f"study.name={task}",
+        f"study.name={name}",
     ]
-    return run_study(typed, ROOT).path / "trials.jsonl"
+    run_study(typed, ROOT)
 
 
 def table(trials: list[dict[str, Any]], space: Space) -> pyarrow.Table:
@@ -67,13 +81,12 @@ def table(trials: list[dict[str, Any]], space: Space) -> pyarrow.Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=list(TRIALS))
+    parser.add_argument("--parts", type=int, help="fewer or more than usual")
+    typed = parser.parse_args()
     torch.set_num_threads(1)
-    for task in parser.parse_args().tasks:
+    for task in typed.tasks:
         space = draft(load([f"task={task}"])).space
-        path = ROOT / task / "trials.jsonl"
-        if not path.exists():
-            path = record(task)
-        trials = [json.loads(line) for line in path.read_text().splitlines()]
+        trials = [trial for part in range(typed.parts or PARTS[task]) for trial in record(task, part)]
         to = HERE / f"{task}.parquet"
         pyarrow.parquet.write_table(table(trials, space), to, compression="zstd")
         ends = sorted(min(WORST, trial["value"] or WORST) for trial in trials if trial["state"] == "completed")
