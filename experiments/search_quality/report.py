@@ -19,6 +19,7 @@ import matplotlib
 matplotlib.use("agg")
 import numpy as np
 from matplotlib import pyplot
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from problems import PROBLEMS, Problem
 from run import MULTI, SINGLE, TWINS
 from scipy.stats import wilcoxon
@@ -275,7 +276,7 @@ def _text(value: float | None) -> str:
 
 def draw(runs: Runs, budget: int, path: Path) -> None:
     figure, panels = pyplot.subplots(2, 3, figsize=(11, 6.6), sharex=True, layout="constrained")
-    grid = np.linspace(1.0, budget, 60 * 4)
+    grid = np.linspace(1.0, budget, 4 * budget)
     handles: dict[str, Any] = {}
     for panel, problem in zip(panels.flat, PROBLEMS.values(), strict=True):
         for method, (colour, style) in SHOWN.items():
@@ -290,6 +291,9 @@ def draw(runs: Runs, budget: int, path: Path) -> None:
             )
             handles.setdefault(label, line)
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _decades(panel) < 2 else (1,)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_title(problem.title, fontsize=10)
         panel.set_xlim(0, budget)
         panel.spines[["top", "right"]].set_visible(False)
@@ -297,8 +301,14 @@ def draw(runs: Runs, budget: int, path: Path) -> None:
         panel.set_xlabel("resource spent, full evaluations")
     for panel in panels[:, 0]:
         panel.set_ylabel("regret at full resource, median")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    labels = [label for method in SHOWN if (label := PEERS.get(method, method)) in handles]
+    figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _decades(panel: Any) -> float:
+    low, high = panel.get_ylim()
+    return math.log10(high / low)
 
 
 def write_readme(path: Path, parts: dict[str, str]) -> None:
