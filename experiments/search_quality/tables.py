@@ -1,6 +1,6 @@
 """Records the learning curves of random configurations of the two digits tasks, each trained in full.
 
-python experiments/search_quality/tables.py [digits_mlp] [digits_cnn]     # about an hour on one core
+python experiments/search_quality/tables.py [digits_mlp] [digits_cnn]     # some 15 minutes on one core
 python experiments/search_quality/tables.py digits_cnn --parts 1           # the first part only, a smaller table
 
 It records in parts, of which an interrupted run does only the missing ones; they lie in outputs/search_quality/tables.
@@ -19,16 +19,18 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
+from problems import FIXED
 
 from hpo_ray.config import load
+from hpo_ray.domains import Fixed
 from hpo_ray.space import Space
 from hpo_ray.study import draft
 from hpo_ray.testing.laws import run_study
 
 HERE = Path(__file__).parent
 ROOT = Path("outputs/search_quality/tables")
-TRIALS = {"digits_mlp": 600, "digits_cnn": 300}  # of a part
-PARTS = {"digits_mlp": 2, "digits_cnn": 4}
+TRIALS = 150  # of a part
+PARTS = {"digits_mlp": 4, "digits_cnn": 2}
 SEED = 20_000  # none that the methods are run with: random search would find its own configurations
 WORST = math.log(10) * 4  # what a diverged network counts as: nothing is learned from how far it went
 
@@ -46,10 +48,11 @@ def record(task: str, part: int) -> list[dict[str, Any]]:
 def _run(task: str, part: int, name: str) -> None:
     typed = [
         f"task={task}",
+        *FIXED[task],
         "task.metric=loss",
         "task.mode=min",
         "method=random",
-        f"budget.trials={TRIALS[task]}",
+        f"budget.trials={TRIALS}",
         f"seed={SEED}",
         f"searcher.seed={SEED + part}",
         "executor=inprocess",
@@ -60,13 +63,14 @@ def _run(task: str, part: int, name: str) -> None:
 
 def table(trials: list[dict[str, Any]], space: Space) -> pyarrow.Table:
     """One row a report. A hyperparameter that a trial does not have is null."""
-    columns: dict[str, list[Any]] = {name: [] for name in (*space.domains, "resource", "value", "seconds")}
+    names = [name for name, domain in space.domains.items() if not isinstance(domain, Fixed)]
+    columns: dict[str, list[Any]] = {name: [] for name in (*names, "resource", "value", "seconds")}
     for trial in trials:
         config = space.flatten(trial["config"])
         known = {resource: value for resource, value in trial["history"]}
         for resource in range(1, 28):
             value = known.get(resource)
-            row = {name: config.get(name) for name in space.domains}
+            row = {name: config.get(name) for name in names}
             row |= {
                 "resource": resource,
                 "value": WORST if value is None or not math.isfinite(value) else min(value, WORST),
@@ -80,12 +84,12 @@ def table(trials: list[dict[str, Any]], space: Space) -> pyarrow.Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=list(TRIALS))
+    parser.add_argument("tasks", nargs="*", default=list(FIXED))
     parser.add_argument("--parts", type=int, help="fewer or more than usual")
     typed = parser.parse_args()
     torch.set_num_threads(1)
     for task in typed.tasks:
-        space = draft(load([f"task={task}"])).space
+        space = draft(load([f"task={task}", *FIXED[task]])).space
         trials = [trial for part in range(typed.parts or PARTS[task]) for trial in record(task, part)]
         to = HERE / f"{task}.parquet"
         pyarrow.parquet.write_table(table(trials, space), to, compression="zstd")
