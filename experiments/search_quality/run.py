@@ -60,6 +60,8 @@ def run_one(problem: Problem, method: str, seed: int, evaluations: int, root: Pa
     state = run_study(typed, root).state
     seconds = time.perf_counter() - started
     shutil.rmtree(root / f"{problem.name}-{method}-{seed}")
+    if state.ended is None or state.ended.state == "interrupted":
+        raise SystemExit(f"{method} on {problem.name}, seed {seed}: interrupted")
     return {
         "problem": problem.name,
         "method": method,

@@ -38,7 +38,7 @@ WORST = math.log(10) * 4  # what a diverged network counts as: nothing is learne
 def record(task: str, part: int) -> list[dict[str, Any]]:
     """Runs a study, unless it has run; its trials. All parts share the split of the data."""
     folder = ROOT / f"{task}-{part}"
-    if not (folder / "result.json").exists():
+    if (folder / "trials").exists() or not folder.exists():
         shutil.rmtree(folder, ignore_errors=True)  # it was interrupted
         _run(task, part, folder.name)
         shutil.rmtree(folder / "trials")  # the checkpoints
@@ -58,7 +58,9 @@ def _run(task: str, part: int, name: str) -> None:
         "executor=inprocess",
         f"study.name={name}",
     ]
-    run_study(typed, ROOT)
+    ended = run_study(typed, ROOT).state.ended
+    if ended is None or ended.state == "interrupted":
+        raise SystemExit(f"{name}: {ended.reason if ended else 'interrupted'}")
 
 
 def table(trials: list[dict[str, Any]], space: Space) -> pyarrow.Table:
