@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,36 @@ def test_rays_own_tells_a_low_resource_as_final() -> None:
     assert isinstance(ours.core, OptunaCore)
     assert [value for _, value, _ in told(ours.core, 9)] == [0.5]
     assert [value for _, value, _ in told(ours.core, 1)] == [0.1]
+
+
+@pytest.mark.parametrize("whose", ["ours", "ray"])
+def test_under_asha_no_low_resource_is_final(folder: Path, whose: str) -> None:
+    """A study of ASHA with TPE, and the same with Ray's bridge: what the sampler believes to be final, and what was."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    from hpo_ray.executors.loop import run
+    from hpo_ray.study import build, draft
+    from hpo_ray.view import View
+
+    typed = ["method=tpe_asha", "task=hartmann6", "task.max_resource=9", "budget.trials=40", f"study.root={folder}"]
+    study = build(draft(load([*typed, "executor=inprocess"])))
+    if whose == "ray":
+        theirs = OptunaSearch(study.draft.space.to_optuna(), metric="loss", mode="min", seed=0)
+        study = dataclasses.replace(study, searcher=theirs)
+    result = run(study, View())
+    at = {r: {dict(t.history).get(r) for t in result.trials} for r in (1, 3, 9)}
+    stopped = [t.value for t in result.trials if t.resource < 9]
+    assert len(stopped) > 10
+    if whose == "ray":
+        values = [t.value for t in study.searcher._ot_study.get_trials() if t.state is TrialState.COMPLETE]
+        assert set(stopped) <= set(values), "the defect: all of these are final to it"
+        return
+    assert isinstance(study.searcher, OptunaSearcher) and isinstance(study.searcher.core, OptunaCore)
+    for resource in (1, 3, 9):
+        values = [value for _, value, _ in told(study.searcher.core, resource)]
+        assert values and set(values) <= at[resource], "only what was reported at this resource"
+    full = [value for _, value, _ in told(study.searcher.core, 9)]
+    assert not set(full) & set(stopped)
 
 
 def test_save_and_restore_in_a_tuner(tmp_path: Path) -> None:
