@@ -46,7 +46,7 @@ MULTI_PEERS = ("smac_hyperband", "syne_asha", "syne_bohb")
 WITHOUT_MODEL = ("random", "sobol", "hyperband", "asha")
 ALONE = {"sobol": "optuna_sobol", "tpe": "optuna_tpe", "gp": "optuna_gp", "cmaes": "optuna_cmaes"}
 LEVEL = 0.05
-FLOOR = 1e-4
+FLOOR, FLOOR_RECORDED = 1e-4, 1e-3  # lower regrets are drawn there
 # What the figure shows: few enough to be told apart. Peers are dashed.
 SHOWN = {
     "random": ("#888888", "-"),
@@ -193,13 +193,15 @@ def _finite(value: float) -> float | None:
 
 def summary(rows: dict[tuple[str, str], Row], methods: Iterable[str]) -> str:
     """A row a method, a column a problem: the median regret, and * where it beats random search."""
+    most = max(row.seeds for row in rows.values())
     lines = [["median regret", *(problem.title for problem in PROBLEMS.values())]]
     for method in methods:
         cells = []
         for name in PROBLEMS:
             row = rows.get((name, method))
             star = row is not None and row.p_random is not None and row.p_random < LEVEL
-            cells.append("" if row is None else _text(row.median) + (" *" if star else ""))
+            few = "" if row is None or row.seeds == most else f" ({row.seeds} seeds)"
+            cells.append("" if row is None else _text(row.median) + (" *" if star else "") + few)
         if any(cells):
             lines.append([PEERS.get(method, f"`{method}`"), *cells])
     return markdown(lines)
@@ -279,11 +281,12 @@ def draw(runs: Runs, budget: int, path: Path) -> None:
     grid = np.linspace(1.0, budget, 4 * budget)
     handles: dict[str, Any] = {}
     for panel, problem in zip(panels.flat, PROBLEMS.values(), strict=True):
+        floor = FLOOR_RECORDED if problem.table else FLOOR
         for method, (colour, style) in SHOWN.items():
             by_seed = runs.get((problem.name, method))
             if not by_seed:
                 continue
-            middle = medians(np.array([[max(FLOOR, run.at(x)) for x in grid] for run in by_seed.values()]))
+            middle = medians(np.array([[max(floor, run.at(x)) for x in grid] for run in by_seed.values()]))
             seen = np.isfinite(middle)
             label = PEERS.get(method, method)
             (line,) = panel.step(
