@@ -147,6 +147,7 @@ def _plan(typed: list[str]) -> int:
             "exact": plan.exact,
             "at_most": plan.at_most,
             "total_resource_spread": plan.spread,
+            "grid_points": draft.grid_size,
             "brackets": [
                 {"s": bracket.s, "rungs": [{"n": rung.n, "r": rung.r} for rung in bracket.rungs]}
                 for bracket in plan.brackets

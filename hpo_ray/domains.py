@@ -58,6 +58,11 @@ class Domain(ABC):
             raise ValueError(f"u={u!r} is not in the unit interval [0, 1)")
         return self._quantile(float(u))
 
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """How many values there are; None for floats without a grid."""
+
     def to_unit(self, value: Any) -> float:
         """The middle of the quantiles that `from_unit` maps to `value`; of a float without a grid, the quantile.
 
@@ -169,15 +174,9 @@ class Float(Range):
     _article = "a float"
 
     @property
-    def points(self) -> int:
-        """How many points the grid has.
-
-        Raises:
-            TypeError: there is no grid.
-        """
-        if self.step is None:
-            raise TypeError(f"{self!r} has no grid, so its values can't be counted")
-        return self._place(self.step, self.high) + 1
+    def size(self) -> int | None:
+        """How many points the grid has; None without one."""
+        return None if self.step is None else self._place(self.step, self.high) + 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,7 +200,7 @@ class Float(Range):
 
     def _quantile(self, u: float) -> float:
         if self.step is not None:
-            return self._point(self.step, _index(u, self.points))
+            return self._point(self.step, _index(u, self._place(self.step, self.high) + 1))
         if self.log:
             value = math.pow(self.low, 1.0 - u) * math.pow(self.high, u)
         else:
@@ -210,7 +209,7 @@ class Float(Range):
 
     def _unit(self, value: Any) -> float:
         if self.step is not None:
-            return (self._place(self.step, value) + 0.5) / self.points
+            return (self._place(self.step, value) + 0.5) / (self._place(self.step, self.high) + 1)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return float((value - self.low) / (self.high - self.low))
@@ -245,6 +244,11 @@ class Int(Range):
     step: int | None = None
 
     _article = "an integer"
+
+    @property
+    def size(self) -> int:
+        """How many integers the range has."""
+        return (self.high - self.low) // (self.step or 1) + 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -294,6 +298,11 @@ class Categorical(Domain):
 
     choices: tuple[Scalar, ...]
     ordered: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many choices there are."""
+        return len(self.choices)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -346,6 +355,11 @@ class Fixed(Domain):
     """
 
     value: Scalar
+
+    @property
+    def size(self) -> int:
+        """One."""
+        return 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -165,6 +165,8 @@ def headline(draft: Draft) -> str:
     """What will run, in one line."""
     plan, unit = draft.plan, draft.task.unit
     how_many = "trials" if plan.trials is None else count(plan.trials, "trial")
+    if draft.grid_size is not None:
+        how_many += f" of the {count(draft.grid_size, 'point')} of a grid"
     limit = f" for {clock(draft.budget.time_s)}" if draft.budget.time_s is not None else ""
     total = "" if plan.total_resource is None else f", {plan.about}{count(plan.total_resource, unit)}"
     virtual = f", {count(draft.virtual_workers, 'virtual worker')}" if draft.virtual_workers else ""

@@ -79,7 +79,7 @@ def step(domain: Domain, value: Any, direction: float, factors: Sequence[float] 
     assert isinstance(domain, Float | Int)
     factor = factors[min(int(direction * len(factors)), len(factors) - 1)]
     wanted = value * factor
-    points = grid_size(domain)
+    points = domain.size
     if points is None:
         return min(max(float(wanted), domain.low), domain.high) if value else None
     grid = float(domain.step or 1)
@@ -173,7 +173,7 @@ def check_movable(space: Space, factors: Sequence[float], frozen: Collection[str
         )
     for name in names:
         domain = space.domains[name]
-        if not isinstance(domain, Float | Int) or domain.low <= 0 <= domain.high or grid_size(domain) == 2:
+        if not isinstance(domain, Float | Int) or domain.low <= 0 <= domain.high or domain.size == 2:
             continue
         least, most = sorted((abs(domain.low), abs(domain.high)))
         if least * max(factors) > most and most * min(factors) < least:
@@ -183,25 +183,6 @@ def check_movable(space: Space, factors: Sequence[float], frozen: Collection[str
                 f"values as ordered choices",
                 key=f"space.{name}",
             )
-
-
-def grid_size(domain: Float | Int) -> int | None:
-    """How many values a range has; None for one without a grid."""
-    if isinstance(domain, Float) and domain.step is None:
-        return None
-    return round((domain.high - domain.low) / (domain.step or 1)) + 1
-
-
-def to_unit(domain: Float | Int, value: float) -> float:
-    """Where a number lies in the unit interval that `from_unit` maps onto its domain; of grid points the middle."""
-    if domain.log:
-        half = 0.5 if isinstance(domain, Int) else 0.0
-        low, high = domain.low - half, domain.high + half
-        return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
-    points = grid_size(domain)
-    if points is None:
-        return (value - domain.low) / (domain.high - domain.low)
-    return (round((value - domain.low) / (domain.step or 1)) + 0.5) / points
 
 
 def _point(domain: Float | Int, place: int, points: int) -> Scalar:

@@ -17,7 +17,7 @@ import numpy as np
 
 from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.core import Moves
-from hpo_ray.schedulers.explore import explorable, explore, replaced, to_unit
+from hpo_ray.schedulers.explore import explorable, explore, replaced
 from hpo_ray.schedulers.population import Member, PBTCore
 from hpo_ray.space import Float, Int, Space
 
@@ -127,7 +127,7 @@ class PB2Core(PBTCore):
         """The numbers of a configuration in the unit cube; of those that are not active the middle."""
         flat = self.space.flatten(config)
         return tuple(
-            min(max(to_unit(domain, flat[name]), 0.0), 1.0) if name in flat else 0.5
+            domain.to_unit(flat[name]) if name in flat and domain.contains(flat[name]) else 0.5
             for name, domain in self._numbers.items()
         )
 

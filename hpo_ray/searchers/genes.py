@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hpo_ray.domains import Categorical, Domain, Fixed, Float, Int, Scalar
+from hpo_ray.domains import Categorical, Domain, Fixed, Int, Scalar
 from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import Ladder
 from hpo_ray.searchers.core import Observation, SearcherCore
@@ -37,7 +37,7 @@ class UntriedCore(SearcherCore):
         ladder: Ladder | None = None,
     ) -> None:
         super().__init__(space, seed, initial, ladder)
-        self.free = tuple(name for name, domain in space.domains.items() if values_of(domain) != 1)
+        self.free = tuple(name for name, domain in space.domains.items() if domain.size != 1)
         """Names that can take more than one value."""
         self._tried: set[Hashable] = set()
 
@@ -62,19 +62,6 @@ class UntriedCore(SearcherCore):
         return frozenset(self.space.flatten(config).items())
 
 
-def values_of(domain: Domain) -> int | None:
-    """How many values a domain has; None for those of a float without a grid."""
-    if isinstance(domain, Fixed):
-        return 1
-    if isinstance(domain, Categorical):
-        return len(domain.choices)
-    if isinstance(domain, Int) and domain.log:
-        return domain.high - domain.low + 1
-    if isinstance(domain, Int) or (isinstance(domain, Float) and domain.step is not None):
-        return round(0.5 / domain.to_unit(domain.low))  # the lowest is in the middle of the first of equal intervals
-    return None
-
-
 def is_ordered(domain: Domain) -> bool:
     """Whether neighbours are alike, so that it makes sense to mix two values, or to move one a little."""
     return domain.ordered if isinstance(domain, Categorical) else not isinstance(domain, Fixed)
@@ -86,7 +73,7 @@ def neighbour(domain: Domain, value: Scalar, up: bool) -> Scalar:
         assert isinstance(value, int)
         beside = value + 1 if up else value - 1
         return beside if domain.contains(beside) else 2 * value - beside
-    values = values_of(domain)
+    values = domain.size
     assert values is not None
     unit, width = domain.to_unit(value), 1.0 / values
     beyond = unit + width > 1.0 if up else unit - width < 0.0
@@ -111,7 +98,7 @@ def gene_of(domain: Domain, value: Scalar, draw: float) -> float:
         ends = [math.log(x) for x in (domain.low - 0.5, value - 0.5, value + 0.5, domain.high + 0.5)]
         low, high = ((end - ends[0]) / (ends[3] - ends[0]) for end in ends[1:3])
     else:
-        values = values_of(domain)
+        values = domain.size
         half = 0.0 if values is None else 0.5 / values
         low, high = unit - half, unit + half
     gene = min(max(low + (high - low) * draw, 0.0), 1.0)

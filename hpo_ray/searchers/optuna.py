@@ -295,7 +295,7 @@ class OptunaCore(SearcherCore):
 
     def _suggest(self, trial: optuna.Trial, name: str, domain: Domain) -> Scalar:
         if isinstance(domain, Float) and domain.step is not None:
-            points = domain.points
+            points = domain.size or 1
             return domain.from_unit((trial.suggest_int(name, 0, points - 1) + 0.5) / points)
         if isinstance(domain, Float):
             return domain.coerce(trial.suggest_float(name, domain.low, domain.high, log=domain.log))
@@ -316,7 +316,7 @@ class OptunaCore(SearcherCore):
 
                 # A float on a grid is asked for by its place: Optuna's grids have rounding errors of their own.
                 self._known_distributions = {
-                    name: IntDistribution(0, domain.points - 1)
+                    name: IntDistribution(0, (domain.size or 1) - 1)
                     if isinstance(domain := self.space.domains[name], Float) and domain.step is not None
                     else distribution
                     for name, distribution in self.space.to_optuna().items()
@@ -362,7 +362,7 @@ class OptunaCore(SearcherCore):
             if name in flat or self.traits.names == "all":
                 params[name] = value = flat[name] if name in flat else domain.from_unit(0.5)
                 if isinstance(domain, Float) and domain.step is not None:
-                    params[name] = int(domain.to_unit(value) * domain.points)
+                    params[name] = int(domain.to_unit(value) * (domain.size or 1))
         return params
 
     def _of(self, config: Mapping[str, Any]) -> dict[str, BaseDistribution]:

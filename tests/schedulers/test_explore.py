@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hpo_ray.errors import ConfigError
-from hpo_ray.schedulers.explore import check_movable, crossover, explore, grid_size, replaced, step, to_unit
+from hpo_ray.schedulers.explore import check_movable, crossover, explore, replaced, step
 from hpo_ray.space import Categorical, Fixed, Float, Int, Space
 
 DOMAINS = {
@@ -171,10 +171,10 @@ def test_to_unit_is_the_inverse_of_from_unit(name: str) -> None:
     domain, rng = DOMAINS[name], np.random.default_rng(0)
     for u in rng.random(500).tolist():
         value = domain.from_unit(u)
-        assert 0 <= to_unit(domain, value) <= 1
-        assert domain.from_unit(to_unit(domain, value)) == pytest.approx(value, rel=1e-12)
-        if grid_size(domain) is None:
-            assert to_unit(domain, value) == pytest.approx(u, abs=1e-9)
+        assert 0 <= domain.to_unit(value) <= 1
+        assert domain.from_unit(domain.to_unit(value)) == pytest.approx(value, rel=1e-12)
+        if domain.size is None:
+            assert domain.to_unit(value) == pytest.approx(u, abs=1e-9)
 
 
 @pytest.mark.parametrize("low_high", [(1.0, 1.1), (100.0, 110.0), (-1.1, -1.0)])
