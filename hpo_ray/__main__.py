@@ -169,7 +169,8 @@ def _plan(typed: list[str]) -> int:
     elif not plan.exact:
         low, high = plan.spread or (None, None)
         often = f": {low} to {high} {unit}s in nine of ten orders" if plan.spread else ""
-        print(f"about: how many trials move up depends on the order in which they report{often}")
+        why = "how many trials move up depends on the order in which they report"
+        print(f"about: {why if plan.brackets else 'what trials report decides who copies whom, and from where'}{often}")
     if draft.budget.time_s is not None:
         print(f"ends after {clock(draft.budget.time_s)}")
     if draft.budget.resource is not None:

@@ -117,7 +117,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                     key=f"scheduler.{name}",
                 )
         self._trials[trial.trial_id] = trial
-        self._add(trial)
+        self.core.add(trial.trial_id, trial.config)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records the report and returns what Ray should do with the trial."""
@@ -204,10 +204,6 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
-
-    def _add(self, trial: Trial) -> None:
-        """Tells the algorithm of a trial."""
-        self.core.add(trial.trial_id)
 
     def _can_start(self, trial: Trial) -> bool:
         """Whether a promoted trial can go on now."""

@@ -193,7 +193,7 @@ class ASHACore:
             runs.append([[len(rung.recorded) for rung in rungs] for rungs in core._rungs])
         return runs
 
-    def add(self, trial_id: str) -> None:
+    def add(self, trial_id: str, config: Mapping[str, Any] | None = None) -> None:
         """A new trial starts at the bottom of its bracket. Adding it again (a retry) changes nothing."""
         if trial_id in self._members:
             return

@@ -82,7 +82,7 @@ class SchedulerCore(Protocol):
     def plan(self, budget: Budget) -> Plan:
         """What it will do with this budget; raises `ConfigError` for a budget that doesn't fit it."""
 
-    def add(self, trial_id: str) -> None:
+    def add(self, trial_id: str, config: Mapping[str, Any] | None = None) -> None:
         """A trial was added. Adding it again (a retry) changes nothing."""
 
     def report(self, trial_id: str, resource: int, loss: float) -> Decision:

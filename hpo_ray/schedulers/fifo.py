@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import DEFAULT_TRIALS, Budget, Ladder, Plan, check_geometry
@@ -36,7 +37,7 @@ class FIFOCore:
             trials = DEFAULT_TRIALS
         return Plan(self.max_resource, trials, limit=budget.resource)
 
-    def add(self, trial_id: str) -> None:
+    def add(self, trial_id: str, config: Mapping[str, Any] | None = None) -> None:
         """Nothing to note."""
 
     def report(self, trial_id: str, resource: int, loss: float) -> Decision:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import (
@@ -90,7 +91,7 @@ class HalvingCore:
         self._changed: dict[int, None] = {}
         """Indices of the ladders in which something happened since the last `advance`, in order."""
 
-    def add(self, trial_id: str) -> None:
+    def add(self, trial_id: str, config: Mapping[str, Any] | None = None) -> None:
         """Puts a new trial into the bracket that is being filled."""
         if trial_id in self._of:
             return

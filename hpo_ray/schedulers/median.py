@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right, insort
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import Budget, Plan, check_geometry
@@ -76,7 +78,7 @@ class MedianStoppingCore(FIFOCore):
         plan = super().plan(budget)
         return Plan(plan.max_resource, plan.trials, exact=False, at_most=True, limit=plan.limit)
 
-    def add(self, trial_id: str) -> None:
+    def add(self, trial_id: str, config: Mapping[str, Any] | None = None) -> None:
         """A trial starts, or is retried."""
         self._live.setdefault(trial_id, _Curve())
 

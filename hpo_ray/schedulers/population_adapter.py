@@ -60,9 +60,6 @@ class PopulationScheduler(CoreScheduler):
         """What is different about a trial that was just let go on; tells it once."""
         return self._changes.pop(trial_id, None)
 
-    def _add(self, trial: Trial) -> None:
-        self.core.add(trial.trial_id, trial.config)
-
     def _can_start(self, trial: Trial) -> bool:
         """Not while the checkpoint that it is to copy is being written."""
         clone = self._clones.get(trial.trial_id)

@@ -31,6 +31,8 @@ from hpo_ray.events import (
 )
 from hpo_ray.results import StudyResult
 from hpo_ray.schedulers.adapter import CoreScheduler
+from hpo_ray.schedulers.core import Clone
+from hpo_ray.schedulers.population import PBTCore, PBTReplayCore
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import build, draft
 
@@ -157,6 +159,10 @@ def check_scheduler_is_a_fold(result: StudyResult) -> None:
     A fresh core hears the log of a study, and at each event has to decide what the study's own did. So a core that has
     heard the log up to any point goes on as the one that was there.
 
+    Args:
+        result: a study with a scheduler of ours. One of a population that doesn't wait has to have had one worker: with
+            several, trials are decided about at the same moment.
+
     Raises:
         AssertionError: the message shows the first decision that differs.
     """
@@ -165,7 +171,7 @@ def check_scheduler_is_a_fold(result: StudyResult) -> None:
     assert isinstance(scheduler, CoreScheduler), f"{type(scheduler).__name__} is none of ours"
     core, sign = scheduler.core, -1.0 if drafted.task.mode == "max" else 1.0
     events = read(result.path / FILE_NAME)
-    promoted: dict[str, None] = {}
+    promoted: dict[str, Clone | None] = {}
     stopped: dict[str, None] = {}
     actions: dict[str, str] = {}
     added = 0
@@ -173,13 +179,13 @@ def check_scheduler_is_a_fold(result: StudyResult) -> None:
 
     def advance() -> None:
         moves = core.advance(drafted.plan.trials is not None and added >= drafted.plan.trials, 1)
-        promoted.update(dict.fromkeys(moves.promote))
+        promoted.update({trial_id: moves.clones.get(trial_id) for trial_id in moves.promote})
         stopped.update(dict.fromkeys(moves.stop))
 
     for line, event in enumerate(events, 1):
         where = f"{result.path / FILE_NAME}, line {line}: {event}"
         if isinstance(event, TrialAdded):
-            core.add(event.trial_id)
+            core.add(event.trial_id, event.config)
             added += 1
         elif isinstance(event, Reported):
             last[event.trial_id] = sign * float(event.metrics[drafted.task.metric])
@@ -192,7 +198,12 @@ def check_scheduler_is_a_fold(result: StudyResult) -> None:
             if event.trial_id not in promoted:
                 advance()
             assert event.trial_id in promoted, f"{where}; a fresh core promotes {list(promoted)}"
-            del promoted[event.trial_id]
+            clone = promoted.pop(event.trial_id)
+            assert (clone and clone.config) == event.config, f"{where}; a fresh core: {clone}"
+            if clone is not None:
+                assert isinstance(core, PBTCore | PBTReplayCore)
+                loss = None if event.metrics is None else sign * float(event.metrics[drafted.task.metric])
+                core.cloned(event.trial_id, clone.source, clone.config, int(event.resource or 0), loss)
         elif isinstance(event, TrialEnded):
             if event.state == "stopped" and actions.get(event.trial_id) == "pause":
                 if event.trial_id not in stopped:

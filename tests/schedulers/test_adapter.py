@@ -18,6 +18,7 @@ CONTINUE, PAUSE, STOP = TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialSche
 @dataclass
 class OneTrial:
     trial_id: str
+    config: dict[str, float] = field(default_factory=dict)
     status: str = Trial.RUNNING
     is_saving: bool = False
     checkpoint: Any = "there"
