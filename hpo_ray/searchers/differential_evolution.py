@@ -65,7 +65,7 @@ class DECore(UntriedCore):
         seed: int = 0,
         initial: Sequence[Mapping[str, Any]] = (),
         ladder: Ladder | None = None,
-        strategy: str = "rand1bin",
+        strategy: str = "best1bin",
         f: float = 0.5,
         cr: float = 0.5,
         population: int | None = None,

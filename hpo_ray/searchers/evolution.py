@@ -62,7 +62,7 @@ class EvolutionCore(UntriedCore):
         seed: int = 0,
         initial: Sequence[Mapping[str, Any]] = (),
         ladder: Ladder | None = None,
-        population: int = 16,
+        population: int = 8,
         elites: int = 2,
         tournament: int = 3,
         crossover: str = "sbx",

@@ -363,7 +363,7 @@ def test_the_log_gives_the_state_again(folder: Path) -> None:
     drafted = draft(load(overrides))
 
     def make() -> DESearcher:
-        return DESearcher(drafted.space, metric="loss", mode="min", ladder=drafted.ladder)
+        return DESearcher(drafted.space, metric="loss", mode="min", ladder=drafted.ladder, strategy="rand1bin")
 
     searcher = make()
     for event in read(result.path / FILE_NAME):
