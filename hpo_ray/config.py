@@ -189,7 +189,7 @@ def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_na
                 key="--config-name",
             )
         _name_by_parts(config, overrides)
-        _first_metric(config)
+        _first_metric(config, overrides)
         return config
     except MissingConfigException as error:
         folders = search_path(config_dir, config_name)
@@ -340,11 +340,28 @@ def _name_by_parts(config: DictConfig, overrides: Sequence[str]) -> None:
         config.method.name = "+".join([config.method.name, *parts])
 
 
-def _first_metric(config: DictConfig) -> None:
+def _first_metric(config: DictConfig, overrides: Sequence[str]) -> None:
     """Of several metrics the first is the one that views, budgets and schedulers look at, unless another is named."""
     metrics = config.task.metrics
-    if OmegaConf.is_dict(metrics) and len(metrics) and config.task.metric not in metrics:
-        config.task.metric, config.task.mode = next(iter(metrics.items()))
+    if not OmegaConf.is_dict(metrics) or not all(mode in ("min", "max") for mode in metrics.values()):
+        return  # what is wrong with it is said where the task is checked
+    if len(metrics):
+        typed = {_key(override): override.partition("=")[2] for override in overrides}
+        if typed.get("task.metric", config.task.metric) not in metrics and "task.metric" in typed:
+            raise ConfigError(
+                f"task.metric={typed['task.metric']}: is none of task.metrics ({', '.join(map(str, metrics))}), of "
+                f"which it says the first to look at; add it there, or leave it out",
+                key="task.metric",
+            )
+        if config.task.metric not in metrics:
+            config.task.metric = next(iter(metrics))
+        mode = metrics[config.task.metric]
+        if typed.get("task.mode", mode) != mode:
+            raise ConfigError(
+                f"task.mode={typed['task.mode']}: task.metrics says {mode} for {config.task.metric}; leave one out",
+                key="task.mode",
+            )
+        config.task.mode = mode
 
 
 def _key(override: str) -> str:

@@ -93,7 +93,10 @@ class StudyState:
         if isinstance(event, Reported):
             self._reported(self.trials.live(event.trial_id), event)
         elif isinstance(event, TrialAdded):
-            self.trials.add(TrialRecord(event.trial_id, event.number, event.config, tags=dict(event.tags)))
+            record = TrialRecord(event.trial_id, event.number, event.config, tags=dict(event.tags))
+            if "exploits" in event.tags:  # a member of a population, whose configuration may change
+                record.schedule = [(0, event.config)]
+            self.trials.add(record)
             self.states["running"] += 1
             self.reached[event.tags.get("bracket"), 0] += 1
         elif isinstance(event, Decided):
@@ -160,7 +163,8 @@ class StudyState:
         if event.resource >= trial.resource:
             trial.value, trial.resource, trial.metrics = value, event.resource, event.metrics
             trial.feasible = keeps
-        if self.best_seen is None or self.sign * value < self.sign * self.best_seen[2]:
+        better = self.best_seen is None or self.sign * value < self.sign * self.best_seen[2]
+        if keeps is not False and better:
             self.best_seen, self.config_seen = (trial, event.resource, value), trial.config
         if trial is not self.best:
             self.best = self._better(self.best, trial)
@@ -208,17 +212,17 @@ class StudyState:
         return best
 
     def _better(self, best: TrialRecord | None, trial: TrialRecord) -> TrialRecord | None:
-        """The better of two trials: one that keeps the constraints, at the higher resource, by value, by number.
+        """The better of two trials: at the higher resource, then by value, then by number.
 
-        Failed ones don't count. One that has copied another comes after it until it has trained itself.
+        Failed ones don't count, nor do those that don't keep the constraints. One that has copied another comes after
+        it until it has trained itself.
         """
-        if trial.value is None or trial.state == "failed":
+        if trial.value is None or trial.state == "failed" or trial.feasible is False:
             return best
         if best is None or best.value is None:
             return trial
-        key = (trial.feasible is False, -trial.resource, self.sign * trial.value, trial.copied, trial.number)
-        other = (best.feasible is False, -best.resource, self.sign * best.value, best.copied, best.number)
-        return trial if key < other else best
+        key = (-trial.resource, self.sign * trial.value, trial.copied, trial.number)
+        return trial if key < (-best.resource, self.sign * best.value, best.copied, best.number) else best
 
 
 @dataclass(frozen=True)
@@ -266,12 +270,15 @@ class StudyResult:
 
     def hypervolume(self) -> float | None:
         """The volume that the front dominates within `task.reference`; None where that lacks a metric."""
+        return self._hypervolume(self.pareto_front())
+
+    def _hypervolume(self, front: list[TrialRecord]) -> float | None:
         started = self.state.started
         assert started is not None
         if not set(started.metrics) <= set(started.reference):
             return None
         reference = [_loss(mode, started.reference[name]) for name, mode in started.metrics.items()]
-        return hypervolume([self._losses(trial) or () for trial in self.pareto_front()], reference)
+        return hypervolume([self._losses(trial) or () for trial in front], reference)
 
     def _losses(self, trial: TrialRecord) -> tuple[float, ...] | None:
         """Its several metrics as losses; None if it lacks one, or one is not finite."""
@@ -290,6 +297,7 @@ class StudyResult:
         assert started is not None
         if not started.metrics:
             return {}
+        front = self.pareto_front()
         return {
             "metrics": dict(started.metrics),
             "pareto_front": [
@@ -300,10 +308,10 @@ class StudyResult:
                     "config": trial.config,
                     "resource": trial.resource,
                 }
-                for trial in self.pareto_front()
+                for trial in front
             ],
             "reference": dict(started.reference),
-            "hypervolume": self.hypervolume(),
+            "hypervolume": self._hypervolume(front),
         }
 
     def to_json(self) -> dict[str, Any]:

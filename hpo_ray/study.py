@@ -373,7 +373,8 @@ def _task(section: Mapping[str, Any]) -> Task:
         key = f"task.constraints.{name}"
         if not isinstance(bounds, Mapping) or not bounds or not {*bounds} <= {"low", "high"}:
             raise ConfigError(f"{key}={bounds}: must give low, high or both, {{low: 0.9}}", key=key)
-        if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds.values()):
+        numbers = [b for b in bounds.values() if isinstance(b, int | float) and not isinstance(b, bool)]
+        if len(numbers) < len(bounds) or not all(math.isfinite(bound) for bound in numbers):
             raise ConfigError(f"{key}={bounds}: bounds must be finite numbers", key=key)
     tradeoff = _by_metric("tradeoff", section["tradeoff"], "{accuracy: max, parameters: min}")
     for name, mode in tradeoff.items():
@@ -411,11 +412,22 @@ def _plan(core: Any, searcher: SearcherCore | None, budget: Budget) -> Plan:
         except ConfigError:  # a scheduler that decides this itself
             plan = None
     plan = plan or core.plan(budget)
-    if searcher is not None:
-        searcher.check_budget(plan.trials)
-    if size is not None and not plan.brackets and (plan.trials is None or plan.trials > size):
-        plan = replace(plan, trials=size)
-    return plan
+    if searcher is None or size is None:
+        return plan
+    trials = plan.trials
+    if budget.resource is not None and not plan.brackets:
+        most = -(-budget.resource // plan.max_resource)
+        trials = most if trials is None else min(trials, most)
+    searcher.check_budget(trials)
+    if trials is not None and trials <= size:
+        return plan
+    if plan.brackets and plan.exact:
+        raise ConfigError(
+            f"searcher: it has {size} configurations in all, and the brackets of the scheduler take "
+            f"{trials or 'one after another'}; give it more (searcher.grid_points=), or use scheduler=fifo or asha",
+            key="searcher",
+        )
+    return replace(plan, trials=size)
 
 
 def _check_together(searcher: SearcherCore | None, scheduler: Any, config: Mapping[str, Any], task: Task) -> None:
@@ -433,11 +445,13 @@ def _check_together(searcher: SearcherCore | None, scheduler: Any, config: Mappi
             f"then changes it by itself, so there is nothing that this one could learn; use searcher=random or sobol",
             key="searcher",
         )
-    for key, wanted in (("metrics", task.metrics), ("constraints", task.constraints)):
+    for key, wanted, use in (
+        ("metrics", task.metrics, "method=nsga2 or method=tpe_multi"),
+        ("constraints", task.constraints, "method=tpe or method=gp"),
+    ):
         if wanted and searcher is not None and searcher.learns and key not in config["searcher"]:
             raise ConfigError(
-                f"task.{key}={dict(wanted)}: {names['searcher']} optimises one metric without constraints; use "
-                f"method=nsga2 or method=tpe_multi",
+                f"task.{key}={dict(wanted)}: {names['searcher']} optimises one metric without constraints; use {use}",
                 key=f"task.{key}",
             )
     for key, wanted in (("metrics", task.metrics), ("constraints", task.constraints)):
@@ -533,7 +547,9 @@ def _core(section: Any, task: Task, space: Space) -> Any:
         raise ConfigError(f"scheduler={section!r}: must be a choice, scheduler=hyperband, or have a _target_")
     module_name, _, name = str(section["_target_"]).rpartition(".")
     if not module_name.startswith("hpo_ray."):
-        return FIFOCore(section.get("max_resource", task.max_resource))
+        core = FIFOCore(section.get("max_resource", task.max_resource))
+        core.ranks = True  # for all that is known
+        return core
     cls = getattr(importlib.import_module(module_name), f"{name}Core", None)
     if cls is None:
         raise ConfigError(f"scheduler._target_={section['_target_']}: there is no such scheduler")

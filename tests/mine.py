@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -394,3 +395,8 @@ class TensorMetric(DictCheckpoint):
         import torch
 
         return {"loss": torch.tensor(super().step()["loss"])}
+
+
+def second_not_finite(config):
+    for _ in range(2):
+        tune.report({"loss": config["lr"], "other": 1.0 if config["lr"] >= 0.5 else math.nan})

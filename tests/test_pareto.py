@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpo_ray.errors import StudyError
 from hpo_ray.pareto import dominates, front, hypervolume, violations
 from hpo_ray.testing import run_study
 
@@ -97,3 +98,41 @@ def test_constraints_keep_trials_from_being_the_best(folder: Path, method: str) 
     assert [line["feasible"] for line in lines] == [t.metrics["branin"] >= 20.0 for t in result.trials]
     assert all(t.feasible for t in result.pareto_front())
     assert all(incumbent.value >= 20.0 for incumbent in result.state.best_at_full if metric == "branin")
+
+
+def test_the_mode_of_the_first_metric_comes_from_the_metrics(folder: Path) -> None:
+    typed = ["method=random", "task=branin_currin", "task.metrics={branin: max, currin: min}", "task.metric=branin"]
+    result = run_study([*typed, "budget.trials=9", "executor=inprocess"], folder)
+    assert result.best is not None and result.best.value == max(t.metrics["branin"] for t in result.trials)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("task.metrics={branin: min, size: min}", r"task\.metrics\.size: trial 0 did not report size as a number"),
+        ("task.constraints={size: {high: 3}}", r"task\.constraints\.size: trial 0 did not report size"),
+        ("task.constraints={currin: {high: -3}}", r"task\.constraints=.*none of the 5 trials that reported keeps them"),
+    ],
+)
+def test_a_metric_that_never_comes_or_a_bound_that_nobody_keeps_fails_the_study(
+    folder: Path, override: str, says: str
+) -> None:
+    with pytest.raises(StudyError, match=says):
+        run_study(["method=tpe", "task=branin_currin", override, "budget.trials=5", "executor=inprocess"], folder)
+
+
+def test_a_target_is_reached_by_a_trial_that_keeps_the_bounds(folder: Path) -> None:
+    typed = ["method=random", "task=branin_currin", "task.constraints={currin: {high: 4}}", "budget.target=60"]
+    result = run_study([*typed, "budget.trials=60", "executor=inprocess"], folder)
+    assert any(t.metrics["branin"] <= 60 and t.metrics["currin"] > 4 for t in result.trials[:-1])
+    assert result.best is not None and result.best.metrics["currin"] <= 4 and result.best.metrics["branin"] <= 60
+    assert result.state.best_seen is not None and result.state.best_seen[0].metrics["currin"] <= 4
+
+
+def test_a_second_metric_that_is_not_finite_fails_the_trial(folder: Path) -> None:
+    typed = ["method=tpe_multi", "task=custom", "task.trainable=mine.second_not_finite", "task.max_resource=2"]
+    typed += ["space={lr: {low: 0.0, high: 1.0}}", "task.metrics={loss: min, other: min}"]
+    result = run_study([*typed, "budget.trials=12", "executor=inprocess"], folder)
+    failed = [t for t in result.trials if t.state == "failed"]
+    assert failed and all(t.config["lr"] < 0.5 and "other is nan at 1" in str(t.error) for t in failed)
+    assert all(t.config["lr"] >= 0.5 for t in result.pareto_front())

@@ -232,6 +232,10 @@ def _make_folder(draft: Draft) -> Path:
 def _no_value(state: StudyState, draft: Draft) -> str:
     """Why no trial has a value."""
     failed = [trial for trial in state.trials.values() if trial.state == "failed"]
+    beyond = [trial for trial in state.trials.values() if trial.feasible is False]
+    if beyond:
+        bounds = dict(draft.task.constraints)
+        return f"task.constraints={bounds}: none of the {len(beyond)} trials that reported keeps them; widen the bounds"
     if not failed:
         return f"no trial reported {draft.task.metric}"
     first = failed[0]

@@ -20,6 +20,7 @@ from hpo_ray.errors import StudyError
 from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.executors.internals import MemoryCheckpoint
+from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.population_adapter import Change
 from hpo_ray.searchers.adapter import SpaceSearcher
@@ -63,6 +64,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._folder = folder
         self._metric_name = study.draft.task.metric
         self._max_resource = study.draft.max_resource
+        task = study.draft.task
+        self._several, self._constraints = tuple(task.metrics), task.constraints
+        self._also = [
+            *(("task.metrics", name) for name in task.metrics),
+            *(("task.constraints", name) for name in task.constraints),
+        ]
         self._target = study.draft.budget.target
         self._endings: dict[str, tuple[str, str]] = {}
         """(state, reason) of trials that are about to end because of their last report."""
@@ -179,6 +186,13 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 f"{self._metric_name!r}"
             )
             return None
+        for key, name in self._also:
+            if not isinstance(metrics.get(name), int | float):
+                self.error = StudyError(
+                    f"{key}.{name}: trial {int(trial.trial_id)} did not report {name} as a number; it reported "
+                    f"{', '.join(sorted(metrics)) or 'nothing'}"
+                )
+                return None
         record = self.state.trials[trial.trial_id]
         resource = int(result[self.time_attr])
         self.append(
@@ -191,11 +205,17 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 self.clock(),
             )
         )
-        if not math.isfinite(value):
-            self._endings[trial.trial_id] = ("failed", f"{self._metric_name} is {value} at {resource}")
-        elif self._target is not None and self.state.sign * value <= self.state.sign * self._target:
+        wrong = next((name for name in (self._metric_name, *self._several) if not math.isfinite(metrics[name])), None)
+        if wrong is not None:
+            self._endings[trial.trial_id] = ("failed", f"{wrong} is {metrics[wrong]} at {resource}")
+            return math.nan
+        sign = self.state.sign
+        if self._target is not None and sign * value <= sign * self._target and not self._violated(metrics):
             self.target_reached = True
         return float(value)
+
+    def _violated(self, metrics: Mapping[str, Any]) -> bool:
+        return any(beyond > 0.0 for beyond in violations(self._constraints, metrics))
 
     def _decided(self, trial: Trial, action: str) -> None:
         self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))

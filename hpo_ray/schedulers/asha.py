@@ -109,7 +109,9 @@ class ASHACore:
         self.brackets = tuple(hyperband[:brackets])
         self.pauses = variant == "promotion"
         resources = {rung.r for bracket in self.brackets for rung in bracket.rungs}
-        self.ladder = Ladder(tuple(sorted(resources)), lambda number: self.brackets[self.bracket_of(number)].rungs[0].r)
+        self.ladder = Ladder(
+            tuple(sorted(resources)), lambda number: self.brackets[self.bracket_of(number)].rungs[0].r, eta
+        )
         sizes = list(accumulate(bracket.rungs[0].n for bracket in self.brackets))
         self._shares = [size / sizes[-1] for size in sizes]
         self._rungs = [

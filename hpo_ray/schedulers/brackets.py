@@ -55,10 +55,12 @@ class Ladder:
     Attributes:
         resources: in rising order; the last is full resource.
         start: the resource at which the number-th trial is first compared.
+        eta: of each resource 1/eta of the trials go on to the next; None where there is one only.
     """
 
     resources: tuple[int, ...]
     start: Callable[[int], int] = field(compare=False)
+    eta: int | None = None
 
     @property
     def full(self) -> int:

@@ -80,7 +80,7 @@ class HalvingCore:
         self.eta = eta
         starts = [bracket.rungs[0].r for bracket in self.brackets for _ in range(bracket.rungs[0].n)]
         resources = {rung.r for bracket in self.brackets for rung in bracket.rungs}
-        self.ladder = Ladder(tuple(sorted(resources)), lambda number: starts[number % len(starts)])
+        self.ladder = Ladder(tuple(sorted(resources)), lambda number: starts[number % len(starts)], eta)
         self._ladders: dict[int, _Ladder] = {}
         """Those that are open, by index."""
         self._filling: _Ladder | None = None

@@ -23,7 +23,7 @@ from hpo_ray.space import Float, Int, Space
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-_REMEMBERED = 500
+_REMEMBERED = 100
 """Observations that the model is fitted to, the last ones: the cost grows with their cube, and old ones fade."""
 _CANDIDATES = 1000
 
@@ -95,11 +95,12 @@ class PB2Core(PBTCore):
 
     def _scored(self, member: Member, resource: int, loss: float) -> None:
         before = member.score_below(resource)
+        again = any(score[0] == resource for score in member.scores)  # it was retried
         super()._scored(member, resource, loss)
         if before is None:
             return
         gain = (before[1] - loss) * self.interval / (resource - before[0])
-        if math.isfinite(gain):
+        if math.isfinite(gain) and not again:
             self.observations.append(Observation(before[0] / self.interval, self._point(member.config), gain))
             del self.observations[:-_REMEMBERED]
 

@@ -44,8 +44,17 @@ class Member:
     """How many interval points it has reached: its how-manieth decision the next one is."""
     exploits: int = 0
     parent: int | None = None
+    judged: int = 0
+    """The last interval point at which it was ranked, counted from 1."""
+    replaced: int = 0
+    """The last one at which it was among the last, and copied another."""
     scores: list[tuple[int, float]] = field(default_factory=list)
     """(resource, loss) at its interval points, those of the weights that it copied included."""
+
+    @property
+    def saved(self) -> int:
+        """The resource of its last interval point, where its last checkpoint is."""
+        return self.scores[-1][0] if self.scores else 0
 
     def score_below(self, resource: int) -> tuple[int, float] | None:
         """Its last score at a resource below this one."""
@@ -90,7 +99,7 @@ class PBTCore:
             raise ConfigError(
                 f"scheduler.synchronous={synchronous!r}: must be true or false", key="scheduler.synchronous"
             )
-        if isinstance(frozen, str) or not all(isinstance(name, str) for name in frozen):
+        if frozen is None or isinstance(frozen, str) or not all(isinstance(name, str) for name in frozen):
             raise ConfigError(
                 f"scheduler.frozen={frozen!r}: must be a list of names, 'scheduler.frozen=[units, layers]'",
                 key="scheduler.frozen",
@@ -114,6 +123,9 @@ class PBTCore:
         """Trials that are not forgotten."""
         self._size = 0
         """Trials that were added."""
+        self._board: dict[int, dict[str, float]] = {}
+        """The losses at each interval point, by id: of the weights that a trial had there, also if it has copied
+        another since. Otherwise those that copied would leave the last places to the next ones."""
 
     def plan(self, budget: Budget) -> Plan:
         """`population` trainings. Asynchronously the copies decide how many units each trains itself."""
@@ -151,6 +163,7 @@ class PBTCore:
         member.resource = resource
         if resource >= self.max_resource:
             self._scored(member, resource, loss)
+            self._board.setdefault(resource // self.interval, {})[trial_id] = loss
             del self._members[trial_id]  # nothing is left to train for one that copied it
             return Decision(Action.STOP, f"reached max_resource {self.max_resource}")
         if resource < member.target:
@@ -159,6 +172,7 @@ class PBTCore:
             member.waiting = True
             member.points += 1
             self._scored(member, resource, loss)
+            self._board.setdefault(resource // self.interval, {})[trial_id] = loss
         return Decision(Action.PAUSE, f"waits {'for its population ' if self.synchronous else ''}at {resource}")
 
     def end(self, trial_id: str, loss: float | None) -> None:
@@ -216,6 +230,8 @@ class PBTCore:
         member.scores = before if loss is None else [*before, (resource, loss)]
         member.config = copy.deepcopy(dict(config))
         member.resource = resource
+        member.replaced = member.judged
+        member.judged = max(member.judged, resource // self.interval)  # what it has got is among the first there
         member.exploits += 1
         member.parent = None if source is None else source.number
         self._go_on(member)
@@ -228,9 +244,10 @@ class PBTCore:
         return f"the population waits for {missing} more of its {self.population} trials"
 
     def tags(self, trial_id: str) -> Mapping[str, int]:
-        """Whom a trial has copied last, and how often it has copied; empty before the first time."""
+        """How often a trial has copied another, and whom last."""
         member = self._known[trial_id]
-        return {} if member.parent is None else {"parent": member.parent, "exploits": member.exploits}
+        parent = {} if member.parent is None else {"parent": member.parent}
+        return {**parent, "exploits": member.exploits}
 
     def _check_space(self) -> None:
         """Raises `ConfigError` for a space that can't be explored."""
@@ -256,45 +273,49 @@ class PBTCore:
         """Truncation selection: whom a trial copies, if any, and why.
 
         Of n members that are compared, the last ceil(n quantile), at most half of them, copy one of as many first,
-        chosen uniformly.
+        chosen uniformly: asynchronously among those that have not been replaced since and that are nearest in age, but
+        not younger if there is a choice.
         """
         member = self._members[trial_id]
-        at, losses = self._comparable(member)
-        if not losses:
+        at = self._judged_at(trial_id, member)
+        if at is None:
             return None, f"among the first at {member.resource}, goes on"
+        member.judged = at
+        losses = {i: self._board[at][i] for i in self._members if i in self._board[at]}
         ranked = sorted(losses, key=losses.__getitem__)  # stable: ties by number
         rank, n = ranked.index(trial_id) + 1, len(ranked)
-        where = f"rank {rank} of {n} at {at}"
+        where = f"rank {rank} of {n} at {at * self.interval}"
         size = min(math.ceil(Fraction(str(self.quantile)) * n), n // 2)
         if rank <= n - size:
             return None, f"{where}, goes on"
+        first = {i: place for place, i in enumerate(ranked[:size], 1) if self._members[i].replaced < at}
+        if not first:
+            return None, f"{where}, but the first have been replaced since; goes on"
+        ages = {self._members[i].saved for i in first}
+        age = min((age for age in ages if age >= member.saved), default=max(ages))
+        peers = [i for i in first if self._members[i].saved == age]
         rng = np.random.default_rng(stream(self.seed, SCHEDULER, member.number, member.points))
-        place = int(rng.integers(size))
-        source = ranked[place]
+        source = peers[int(rng.integers(len(peers)))]
         start = donated = self._members[source].config
-        if self.crossover and size > 1:
-            second = (place + 1 + int(rng.integers(size - 1))) % size
-            start = crossover(self.space, start, self._members[ranked[second]].config, rng, self.crossover, self.frozen)
+        others = [i for i in first if i != source]
+        if self.crossover and others:
+            second = others[int(rng.integers(len(others)))]
+            start = crossover(self.space, start, self._members[second].config, rng, self.crossover, self.frozen)
         clone = Clone(source, self._explore(trial_id, start, rng), donated)
-        return clone, f"{where}, copies trial {self._members[source].number} (rank {place + 1})"
+        return clone, f"{where}, copies trial {self._members[source].number} (rank {first[source]})"
 
-    def _comparable(self, member: Member) -> tuple[int, dict[str, float]]:
-        """Whom a member is compared with: where, and the losses there of those that got that far, by number.
+    def _judged_at(self, trial_id: str, member: Member) -> int | None:
+        """At which interval point a member is ranked now; None if it goes on without.
 
         Asynchronously not all have got as far, and who has trained for longer must not win by that alone. So it is the
-        member's last interval point that at least half of the population have reached; synchronously its last one.
+        last point that the member has reached, that at least half of the population have reached, and at which it was
+        not ranked before: each is ranked once at each point, the first ones an interval later.
         """
-        for at, _ in reversed(member.scores):
-            end = (at // self.interval + 1) * self.interval
-            losses = {
-                trial_id: score[1]
-                for trial_id, other in self._members.items()
-                if other.scores and other.scores[-1][0] // self.interval >= at // self.interval
-                if (score := other.score_below(end)) is not None
-            }
-            if 2 * len(losses) >= len(self._members):
-                return at, losses
-        return 0, {}
+        for point in range(member.saved // self.interval, member.judged, -1):
+            known = self._board.get(point, {})
+            if trial_id in known and 2 * sum(i in known for i in self._members) >= len(self._members):
+                return point
+        return None
 
     def _go_on(self, member: Member) -> None:
         member.waiting = False
@@ -412,6 +433,8 @@ def read_schedule(path: str | None, space: Space) -> list[tuple[int, dict[str, A
         ConfigError: there is no such study, it has no schedule, or the schedule is of another space.
     """
     key = "scheduler.path"
+    if path is not None and not isinstance(path, str):
+        raise ConfigError(f"{key}={path!r}: must be the path of a study's folder", key=key)
     if path is None:
         raise ConfigError(
             f"{key} is not set: give the folder of a finished study, {key}=outputs/digits_mlp-pbt-1", key=key
@@ -425,15 +448,9 @@ def read_schedule(path: str | None, space: Space) -> list[tuple[int, dict[str, A
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{key}={path}: {file} is no result of a study", key=key) from None
-    schedule = (best or {}).get("schedule")
-    if not schedule:
-        if best is None:
-            raise ConfigError(f"{key}={path}: the study found no best trial to replay; choose another", key=key)
-        raise ConfigError(
-            f"{key}={path}: its best trial has no schedule, for it kept one configuration; train that one again with "
-            f"method=random budget.trials=1 'searcher.initial=[...]', or choose a study of method=pbt",
-            key=key,
-        )
+    if best is None:
+        raise ConfigError(f"{key}={path}: the study found no best trial to replay; choose another", key=key)
+    schedule = best.get("schedule") or [[0, best["config"]]]  # one that kept its configuration
     try:
         return [
             (int(resource), space.check(config, where=f"schedule[{i}]"))

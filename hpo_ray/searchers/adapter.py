@@ -252,7 +252,7 @@ class OptunaSearcher(SpaceSearcher):
         sampler: `TPESampler`, `GPSampler`, `CmaEsSampler`, `NSGAIISampler` or `NSGAIIISampler`.
         settings: arguments of the sampler, by their names in Optuna.
         startup: results before TPE or the Gaussian process make suggestions, until then they are random; by default
-            10 where trials are compared at one resource, otherwise the number of hyperparameters + 2 (BOHB).
+            10 where trials are compared at one resource, otherwise the number of hyperparameters + 2.
         random_fraction: how many of the configurations are drawn at random all the same, from 0 to below 1.
         metrics: for several metrics, `min` or `max` by name; empty: `metric` alone.
         constraints: bounds that a trial has to keep, `{metric: {low: 0.9}}`, `high`, or both. Others: `SpaceSearcher`.

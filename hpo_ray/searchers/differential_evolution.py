@@ -80,7 +80,7 @@ class DECore(UntriedCore):
         self.f = f
         self.cr = cr
         self.population = population
-        self.sizes = sizes_of(ladder.resources if ladder else (0,), population)
+        self.sizes = sizes_of(ladder.resources if ladder else (0,), population, ladder.eta if ladder else None)
         """Places in the sub-population of each resource; of the one without a ladder the resource is 0."""
         self._members: dict[int, list[int | None]] = {r: [None] * size for r, size in self.sizes.items()}
         self._fitness: dict[tuple[int, int], tuple[int, float]] = {}
@@ -243,7 +243,7 @@ def trial_vector(
     return np.where(crossed, mutant, target)
 
 
-def sizes_of(resources: Sequence[int], population: int | None = None) -> dict[int, int]:
+def sizes_of(resources: Sequence[int], population: int | None = None, eta: int | None = None) -> dict[int, int]:
     """The places in the sub-population of each resource, at least four.
 
     As in DEHB these are as many as the most trials that a bracket of Hyperband brings there: those of the bracket that
@@ -254,10 +254,11 @@ def sizes_of(resources: Sequence[int], population: int | None = None) -> dict[in
         resources: in rising order, the last being full resource.
         population: how many places the lowest has, the others in proportion; None for Hyperband's numbers, and for
             `SINGLE` where there is one resource.
+        eta: of each resource 1/eta go on to the next; None for the ratio of the last two, which is near to it.
     """
     if len(resources) == 1:
         return {resources[0]: population or SINGLE}
-    eta = resources[-1] // resources[-2]
+    eta = eta or resources[-1] // resources[-2]
     levels = len(resources)
     sizes = [-(-levels * eta**s // (s + 1)) for s in range(levels - 1, -1, -1)]
     if population is not None:

@@ -32,6 +32,8 @@ class GridCore(SearcherCore):
         sample: bool = False,
     ) -> None:
         super().__init__(space, seed, initial, ladder)
+        if not isinstance(sample, bool):
+            raise ConfigError(f"searcher.sample={sample!r}: must be true or false", key="searcher.sample")
         self.shuffled = sample
         self._values = {name: self._values_of(name, grid_points) for name in space.names}
         self._check_names(grid_points)
@@ -75,10 +77,10 @@ class GridCore(SearcherCore):
         assert self.size is not None
         if trials is not None and trials < self.size and not self.shuffled:
             raise ConfigError(
-                f"budget.trials={trials}: the grid has {self.size} points, and the first {trials} of them would be a "
-                f"corner of it; use budget.trials={self.size}, fewer searcher.grid_points, or searcher.sample=true to "
-                f"draw {trials} of them at random",
-                key="budget.trials",
+                f"searcher.sample=false: the grid has {self.size} points and there will be {trials} trials, the first "
+                f"of which would be a corner of it; give a budget for {self.size} trials, fewer searcher.grid_points, "
+                f"or searcher.sample=true to draw {trials} points at random",
+                key="searcher.sample",
             )
 
     def _shuffled(self, index: int) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from hpo_ray.errors import ConfigError
+from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.schedulers.brackets import Ladder
 from hpo_ray.searchers.core import Observation, Proposal, SearcherCore
 from hpo_ray.space import Categorical, Domain, Fixed, Float, Int, Scalar, Space
@@ -103,18 +103,29 @@ class OptunaCore(SearcherCore):
                 f"{', '.join(_TRAITS)}",
                 key="searcher.sampler",
             )
-        if not 0.0 <= random_fraction < 1.0:
+        number = isinstance(random_fraction, int | float) and not isinstance(random_fraction, bool)
+        if not number or not 0.0 <= random_fraction < 1.0:
             raise ConfigError(
                 f"searcher.random_fraction={random_fraction}: must be from 0 to below 1, the share of configurations "
                 f"drawn at random",
                 key="searcher.random_fraction",
             )
-        if startup is not None and (not isinstance(startup, int) or startup < 1):
+        if startup is not None and (not isinstance(startup, int) or isinstance(startup, bool) or startup < 1):
             raise ConfigError(
                 f"searcher.startup={startup!r}: must be a whole number >= 1, or null", key="searcher.startup"
             )
+        if settings is not None and not isinstance(settings, Mapping):
+            raise ConfigError(
+                f"searcher.settings={settings!r}: must be a mapping, arguments of {sampler} by name",
+                key="searcher.settings",
+            )
         self.sampler = sampler
         self.settings = dict(settings or {})
+        if (population := self.settings.get("population_size", 4)) < 4:
+            raise ConfigError(
+                f"searcher.settings.population_size={population}: must be at least 4, to have two pairs of parents",
+                key="searcher.settings.population_size",
+            )
         self.random_fraction = random_fraction
         self.traits = _TRAITS[sampler]
         self.metrics = dict(metrics or {})
@@ -131,7 +142,7 @@ class OptunaCore(SearcherCore):
                 )
         several = ladder is not None and len(ladder.resources) > 1
         free = sum(not isinstance(domain, Fixed) for domain in space.domains.values())
-        # With several resources as BOHB: one more than it takes to fit a density in as many dimensions.
+        # With several resources one more than BOHB's N_min = d + 1, which is what a density in d dimensions takes.
         self.startup = startup if startup is not None else free + 2 if several else STARTUP
         self._levels: dict[int | None, _Level] = {}
         self._asked: dict[int, tuple[_Level, optuna.Trial, dict[str, Any]]] = {}
@@ -271,9 +282,14 @@ class OptunaCore(SearcherCore):
 
     def _ask(self, level: _Level, number: int) -> tuple[optuna.Trial, dict[str, Any]]:
         level.study.sampler = self._make_sampler(number)
-        with _quiet():
-            trial = level.study.ask()
-            return trial, self._suggested(trial)
+        try:
+            with _quiet():
+                trial = level.study.ask()
+                return trial, self._suggested(trial)
+        except Exception as error:  # of a sampler that takes a setting and can't work with it
+            raise StudyError(
+                f"searcher.settings={self.settings}: {self.sampler} raised {type(error).__name__}: {error}"
+            ) from error
 
     def _suggested(self, trial: optuna.Trial) -> dict[str, Any]:
         """The configuration that the sampler gives this trial."""
@@ -484,6 +500,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # of each sampler that is made, which is one a suggestion
             yield
     finally:
         optuna.logging.set_verbosity(before)

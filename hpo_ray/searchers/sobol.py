@@ -36,6 +36,8 @@ class SobolCore(SearcherCore):
         scramble: bool = True,
     ) -> None:
         super().__init__(space, seed, initial, ladder)
+        if not isinstance(scramble, bool):
+            raise ConfigError(f"searcher.scramble={scramble!r}: must be true or false", key="searcher.scramble")
         self.scramble = scramble
         self._free = [not isinstance(domain, Fixed) for domain in space.domains.values()]
         if sum(self._free) > MOST_DIMENSIONS:

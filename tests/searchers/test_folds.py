@@ -11,7 +11,7 @@ from hpo_ray.testing import check_same_events, check_scheduler_is_a_fold, check_
 
 
 def overrides(method: str) -> list[str]:
-    """A small study of any method on a space of every kind of domain, with failures and conditions."""
+    """A small study of any method, of most on a space of every kind of domain, with conditions."""
     own = ["searcher.startup=6"] if method == "gp" else []
     own += ["scheduler.min_resource=3"] if method == "gp_hyperband" else []
     decided = ("hyperband", "bohb", "dehb", "gp_hyperband", "pbt", "pb2")

@@ -101,6 +101,6 @@ def test_it_refuses_a_budget_that_leaves_out_a_corner() -> None:
     core.check_budget(3)
     core.check_budget(9)
     core.check_budget(None)
-    with pytest.raises(ConfigError, match=r"budget\.trials=2: the grid has 3 points.*searcher\.sample=true"):
+    with pytest.raises(ConfigError, match=r"the grid has 3 points and there will be 2 trials.*searcher\.sample=true"):
         core.check_budget(2)
     GridCore(core.space, sample=True).check_budget(2)
