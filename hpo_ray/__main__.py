@@ -207,6 +207,12 @@ def _compare(typed: list[str]) -> int:
                 print(f"target     {scale.name} {scale.shown(loss):.4g}: the median of {whose}, at {full}")
             else:
                 print(f"target     none: too few of {whose}'s studies reached {full}; give a larger budget.resource=")
+        budget, unit = comparison.first.budget.resource, comparison.first.task.unit
+        for row in outcome.rows:
+            if budget is not None and row.spent < 0.95 * budget:
+                print(
+                    f"note       {row.method} ended by itself after {row.spent:g} of {budget} {unit}s: a smaller budget"
+                )
         for study, reason in outcome.failed:
             print(f"failed     {study}: {reason}")
         print(f"all of it  {_short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
