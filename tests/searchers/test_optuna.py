@@ -140,7 +140,7 @@ def test_every_sampler_honours_every_domain(sampler: str) -> None:
         EVERY, ladder=Ladder.single(1), sampler=sampler, startup=4, metrics=metrics, settings=settings,
         initial=[EVERY.from_units([0.3] * len(EVERY))],
     )  # fmt: skip
-    for number in range(9 if sampler == "GPSampler" else 24):
+    for number in range(6 if sampler == "GPSampler" else 24):
         proposal = core.suggest(number)
         assert proposal is not None
         assert EVERY.check(proposal.config) == proposal.config
