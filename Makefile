@@ -17,7 +17,8 @@ test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m "not ray" --numprocesses 2
+	$(VENV)/bin/python -m pytest -m ray
 
 setup: $(READY)
 
