@@ -177,7 +177,7 @@ class TestInRay:
             reuse_actors=True,
         )
         assert resources(results) == HYPERBAND_9
-        drawn = [searcher.propose(number)["x"] for number in range(17)]
+        drawn = [searcher.core.sample(number)["x"] for number in range(17)]
         reached = {result.config["x"]: result.metrics["training_iteration"] for result in results}
         assert [reached[x] for x in sorted(drawn[:9])] == [9, 3, 3, 1, 1, 1, 1, 1, 1]
         assert [reached[x] for x in sorted(drawn[9:14])] == [9, 3, 3, 3, 3]
@@ -232,7 +232,8 @@ class TestInRay:
             for step, (before, after) in enumerate(itertools.pairwise(trained_with), 1):
                 factor = after / before
                 assert after == before or after == 1.0 or (step % 3 == 0 and round(factor, 6) in (0.8, 1.2))
-        assert any(len(set(trained_with)) > 1 for trained_with in used)
+        if synchronous:  # otherwise it depends on how fast Ray starts each: test_population.py has that by itself
+            assert any(len(set(trained_with)) > 1 for trained_with in used)
 
     @pytest.mark.timeout(60)
     def test_asha_behind_a_limit_that_counts_paused_trials_is_an_error_and_no_endless_wait(self, tmp_path):
