@@ -731,3 +731,23 @@ def test_at_each_point_a_quarter_copies_at_most_and_each_is_ranked_once(folder: 
     # A quarter is 2; one more where some that were ranked before had ended, or were not there yet.
     assert 0 < max(copied.values()) <= 3 and 6 <= sum(copied.values()) <= 8 * 2 + 3
     assert abs(result.state.trained - 216) <= 3 * 8, "one interval of each is lost or saved at most"
+
+
+def test_asynchronously_who_was_replaced_since_is_not_copied_for_what_it_had_been() -> None:
+    """0 is the first at 3, and among the last at 6; 3 gets to 3 after that: what was good of 0 is gone."""
+    core = a_core(4)
+    reasons: dict[str, str] = {}
+
+    def at(resource: int, number: int, loss: float) -> Any:
+        core.report(str(number), resource, loss)
+        moves = core.advance(True, 1)
+        reasons.update(moves.reasons or {})
+        return moves.clones.get(str(number))
+
+    assert at(3, 0, 0.0) is None and at(3, 1, 0.1) is not None  # not carried out: it goes on as it is
+    assert at(3, 2, 0.05) is None and at(6, 1, 1.0) is None
+    clone = at(6, 0, 9.0)
+    assert clone is not None and clone.source == "1" and reasons["0"] == "rank 2 of 2 at 6, copies trial 1 (rank 1)"
+    core.cloned("0", "1", clone.config, 6)
+    assert at(3, 3, 5.0) is None
+    assert reasons["3"] == "rank 4 of 4 at 3, but the first have been replaced since; goes on"
