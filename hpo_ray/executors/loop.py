@@ -113,7 +113,8 @@ def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
             view.stop()
             if controller is not None:
                 controller.close()
-        recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), _model(study, state)))
+        model = _model(study, state) if ended == "finished" else None
+        recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
     result = StudyResult(folder, state)
     saved = state.best is not None and save_best(folder, state.best)
     result.write()  # before the test, which may take long or fail
@@ -149,10 +150,13 @@ def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View
 
 
 def _model(study: Study, state: StudyState) -> Mapping[str, Any] | None:
-    """What the searcher's model says of the best trial."""
+    """What the searcher's model says of the best trial; None if it has none, or can't say."""
     if state.best is None or not isinstance(study.searcher, SpaceSearcher):
         return None
-    return study.searcher.explain(state.best.config) or None
+    try:
+        return study.searcher.explain(state.best.config) or None
+    except Exception:  # a model that can't be fitted must not cost the study its end
+        return None
 
 
 def _started(draft: Draft, folder: Path) -> StudyStarted:

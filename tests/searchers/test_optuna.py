@@ -359,3 +359,15 @@ def test_a_study_says_what_its_model_predicts(folder: Path) -> None:
     model = json.loads((result.path / "result.json").read_text())["model"]
     assert model["sampler"] == "GPSampler" and model["results"] == 6 and model["resource"] == 27
     assert result.best is not None and abs(model["mean"] - result.best.value) < 5 * model["deviation"] + 0.1  # type: ignore[operator]
+
+
+def test_a_model_that_can_not_say_anything_costs_no_study_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explain(self: OptunaCore, config: Any) -> Any:
+        raise ValueError("not positive definite")
+
+    monkeypatch.setattr(OptunaCore, "explain", explain)
+    result = run_study(["method=tpe", "task=parabola", "budget.trials=3", "executor=inprocess"], folder)
+    assert result.state.ended is not None and result.state.ended.state == "finished"
+    assert result.state.ended.model is None and (result.path / "result.json").exists()
