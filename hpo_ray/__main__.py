@@ -236,6 +236,7 @@ def _list(typed: list[str]) -> int:
         "fidelity",
         "executor",
         "resources",
+        "store",
         "tracker",
         "experiment",
     ):

@@ -95,6 +95,7 @@ class BudgetSection:
     resource: int | None = None  # units of training in all; without trials or rounds it alone ends the study
     target: float | None = None  # end when the metric reaches this value
     concurrency: int | None = None  # trials at a time; null: as many as the resources allow
+    trial_timeout_s: float | None = None  # a trial that doesn't report for so many seconds has failed; null: never
 
 
 @dataclass
@@ -102,6 +103,18 @@ class FailureSection:
     """`failure.*`: what happens to a trial that fails."""
 
     max_retries: int = 0  # per trial, from its last checkpoint
+    max_failed_fraction: float = 0.9  # of the trials; a study in which more fail ends
+
+
+@dataclass
+class StoreSection:
+    """`store.*`: the Optuna storage that studies are projected into, and what of a study stays on disk."""
+
+    project: bool = True  # whether studies are written to the storage
+    url: str | None = None  # of a database, any that Optuna takes; null: the journal file of study.root
+    keep_checkpoints: str = "best"  # of trials that ended: best | completed | all
+    checkpoint_every: int | None = None  # units of training between two checkpoints of a class; null: by seconds alone
+    checkpoint_every_s: float | None = 60.0  # seconds of training between them; null: by units alone
 
 
 @dataclass
@@ -128,6 +141,7 @@ class Config:
     executor: Any = None
     resources: ResourcesSection = field(default_factory=ResourcesSection)
     tracker: TrackerSection = field(default_factory=TrackerSection)
+    store: StoreSection = field(default_factory=StoreSection)
     budget: BudgetSection = field(default_factory=BudgetSection)
     failure: FailureSection = field(default_factory=FailureSection)
 

@@ -84,6 +84,7 @@ class Budget:
         resource: units of training in all, after which the study ends.
         target: the study ends when a trial reports this value of the metric or a better one.
         concurrency: trials at a time; by default as many as the resources allow.
+        trial_timeout_s: seconds without a report after which a trial has failed.
     """
 
     trials: int | None = None
@@ -92,6 +93,7 @@ class Budget:
     resource: int | None = None
     target: float | None = None
     concurrency: int | None = None
+    trial_timeout_s: float | None = None
 
     @property
     def open_ended(self) -> bool:
