@@ -22,6 +22,7 @@ from hpo_ray.events import (
     Event,
     Reported,
     StudyEnded,
+    StudyResumed,
     StudyStarted,
     TrialAdded,
     TrialEnded,
@@ -72,6 +73,8 @@ class StudyState:
     def __init__(self) -> None:
         self.started: StudyStarted | None = None
         self.ended: StudyEnded | None = None
+        self.resumed = 0
+        """How often it was taken up."""
         self.trials = Trials()
         self.trained = 0
         self.seconds = 0.0
@@ -123,8 +126,11 @@ class StudyState:
             self.trials.live(event.trial_id).error = event.error
         elif isinstance(event, StudyStarted):
             self.started = event
-        else:
+        elif isinstance(event, StudyEnded):
             self.ended = event
+        elif isinstance(event, StudyResumed):
+            self.ended = None
+            self.resumed += 1
 
     @property
     def sign(self) -> int:
@@ -181,6 +187,8 @@ class StudyState:
             trial.lineage = [*(trial.lineage or []), (resource, source.number)]
         trial.schedule = [*source.schedule_before(resource), (resource, event.config)]
         trial.config = event.config
+        if event.checkpoint is not None:
+            trial.checkpoint, trial.checkpoint_resource = event.checkpoint, resource
         if event.metrics is None:
             return
         # What it had before is abandoned with its weights: it is where the other one was.

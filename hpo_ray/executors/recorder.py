@@ -13,15 +13,27 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.result import AUTO_RESULT_KEYS
+from ray.tune.result import AUTO_RESULT_KEYS, TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
 
 from hpo_ray.errors import StudyError
-from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
+from hpo_ray.events import (
+    CheckpointSaved,
+    Decided,
+    Event,
+    EventLog,
+    Moved,
+    Reported,
+    TrialAdded,
+    TrialEnded,
+    TrialRetried,
+)
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
-from hpo_ray.executors.internals import MemoryCheckpoint
+from hpo_ray.executors.internals import MemoryCheckpoint, last_metrics
 from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
+from hpo_ray.schedulers.adapter import CoreScheduler
+from hpo_ray.schedulers.core import Moves
 from hpo_ray.schedulers.population_adapter import Change
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
@@ -51,6 +63,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     ) -> None:
         super().__init__()
         self.scheduler = study.scheduler
+        if isinstance(study.scheduler, CoreScheduler):
+            study.scheduler.fold.moved = self._moved
         self._searcher = study.searcher if isinstance(study.searcher, SpaceSearcher) else None
         if self._searcher is not None:
             self._searcher.follows_log = True
@@ -220,9 +234,17 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def _decided(self, trial: Trial, action: str) -> None:
         self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))
 
+    def _moved(self, moves: Moves, source_finished: bool, room: int) -> None:
+        """Records what the scheduler was asked, and what came of it."""
+        self.append(Moved(list(moves.promote), list(moves.stop), source_finished, room, self.clock()))
+
     def _changed(self, trial: Trial, change: Change) -> None:
-        """Records that a trial goes on from another checkpoint, or under another configuration."""
+        """Records that a trial goes on from another checkpoint, or under another configuration.
+
+        In one line, the checkpoint too: between two the process may die.
+        """
         metrics = None if change.metrics is None else metrics_of(change.metrics)
+        copied = change.checkpoint is not None
         self.append(
             Decided(
                 trial.trial_id,
@@ -233,11 +255,10 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 change.config,
                 change.resource,
                 metrics,
+                checkpoint_name(change.checkpoint, self._folder) if copied else None,
+                iteration_of(trial) if copied else None,
             )
         )
-        if change.checkpoint is not None:
-            name = checkpoint_name(change.checkpoint, self._folder)
-            self.append(CheckpointSaved(trial.trial_id, change.resource, name, self.clock()))
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
@@ -278,9 +299,15 @@ class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A checkpoint is at its final place."""
-        resource = int(trial.last_result.get(self._recorder.time_attr, 0))
+        last = trial.last_result
+        resource = int(last.get(self._recorder.time_attr, 0))
+        iteration = int(last.get(TRAINING_ITERATION, resource))
         name = checkpoint_name(checkpoint, self._folder)
-        self._recorder.append(CheckpointSaved(trial.trial_id, resource, name, self._recorder.clock()))
+        self._recorder.append(
+            CheckpointSaved(
+                trial.trial_id, resource, name, self._recorder.clock(), None if iteration == resource else iteration
+            )
+        )
 
 
 def _trained(record: TrialRecord, resource: int) -> int:
@@ -289,6 +316,11 @@ def _trained(record: TrialRecord, resource: int) -> int:
     if resource <= before:
         before = record.checkpoint_resource if record.checkpoint_resource < resource else 0
     return resource - before
+
+
+def iteration_of(trial: Trial) -> int | None:
+    """How many steps of its trainable a trial's last checkpoint is; None if that is unknown."""
+    return (last_metrics(trial) or {}).get(TRAINING_ITERATION)
 
 
 def checkpoint_name(checkpoint: Any, folder: Path) -> str | None:

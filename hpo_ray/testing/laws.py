@@ -18,21 +18,17 @@ from omegaconf import OmegaConf
 
 from hpo_ray.best import load_config
 from hpo_ray.config import load
+from hpo_ray.errors import StudyError
 from hpo_ray.events import (
     FILE_NAME,
     CheckpointSaved,
-    Decided,
     Event,
-    Reported,
     StudyStarted,
     TrialAdded,
-    TrialEnded,
     read,
 )
 from hpo_ray.results import StudyResult
 from hpo_ray.schedulers.adapter import CoreScheduler
-from hpo_ray.schedulers.core import Clone
-from hpo_ray.schedulers.population import PBTCore, PBTReplayCore
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import build, draft
 
@@ -160,54 +156,15 @@ def check_scheduler_is_a_fold(result: StudyResult) -> None:
     heard the log up to any point goes on as the one that was there.
 
     Args:
-        result: a study with a scheduler of ours. One of a population that doesn't wait has to have had one worker: with
-            several, trials are decided about at the same moment.
+        result: a study with a scheduler of ours.
 
     Raises:
         AssertionError: the message shows the first decision that differs.
     """
-    drafted = draft(OmegaConf.create(load_config(result.path)))
-    scheduler = build(drafted).scheduler
+    scheduler = build(draft(OmegaConf.create(load_config(result.path)))).scheduler
     assert isinstance(scheduler, CoreScheduler), f"{type(scheduler).__name__} is none of ours"
-    core, sign = scheduler.core, -1.0 if drafted.task.mode == "max" else 1.0
-    events = read(result.path / FILE_NAME)
-    promoted: dict[str, Clone | None] = {}
-    stopped: dict[str, None] = {}
-    actions: dict[str, str] = {}
-    added = 0
-    last: dict[str, float] = {}
-
-    def advance() -> None:
-        moves = core.advance(drafted.plan.trials is not None and added >= drafted.plan.trials, 1)
-        promoted.update({trial_id: moves.clones.get(trial_id) for trial_id in moves.promote})
-        stopped.update(dict.fromkeys(moves.stop))
-
-    for line, event in enumerate(events, 1):
-        where = f"{result.path / FILE_NAME}, line {line}: {event}"
-        if isinstance(event, TrialAdded):
-            core.add(event.trial_id, event.config)
-            added += 1
-        elif isinstance(event, Reported):
-            last[event.trial_id] = sign * float(event.metrics[drafted.task.metric])
-            if math.isfinite(last[event.trial_id]):
-                decision = core.report(event.trial_id, event.resource, last[event.trial_id])
-                actions[event.trial_id] = decision.action.value
-        elif isinstance(event, Decided) and event.action == "pause":
-            assert actions.get(event.trial_id) == "pause", f"{where}; a fresh core says {actions.get(event.trial_id)}"
-        elif isinstance(event, Decided):
-            if event.trial_id not in promoted:
-                advance()
-            assert event.trial_id in promoted, f"{where}; a fresh core promotes {list(promoted)}"
-            clone = promoted.pop(event.trial_id)
-            assert (clone and clone.config) == event.config, f"{where}; a fresh core: {clone}"
-            if clone is not None:
-                assert isinstance(core, PBTCore | PBTReplayCore)
-                loss = None if event.metrics is None else sign * float(event.metrics[drafted.task.metric])
-                core.cloned(event.trial_id, clone.source, clone.config, int(event.resource or 0), loss)
-        elif isinstance(event, TrialEnded):
-            if event.state == "stopped" and actions.get(event.trial_id) == "pause":
-                if event.trial_id not in stopped:
-                    advance()
-                assert event.trial_id in stopped, f"{where}; a fresh core stops {list(stopped)}"
-            core.end(event.trial_id, None if event.state == "failed" else last.get(event.trial_id))
-            core.forget(event.trial_id)
+    for line, event in enumerate(read(result.path / FILE_NAME), 1):
+        try:
+            scheduler.fold.observe(event)
+        except StudyError as error:
+            raise AssertionError(f"{result.path / FILE_NAME}, line {line}: {error}") from None
