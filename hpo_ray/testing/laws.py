@@ -32,7 +32,7 @@ from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import build, draft
 
-_CLOCKS = ("time", "seconds", "simulation")
+_CLOCKS = ("time", "seconds", "simulation", "room")  # and how many workers were free
 
 
 def run_study(overrides: Sequence[str], root: Path, config_dir: str | None = None) -> StudyResult:
