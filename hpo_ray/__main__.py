@@ -27,6 +27,7 @@ Tunes hyperparameters with Ray Tune. One command per method, one override to cha
 
 verbs
   run (default)   tune:               python -m hpo_ray method=hyperband task=digits_mlp
+  resume          go on:              python -m hpo_ray resume outputs/NAME [budget.trials=100]
   plan [--json]   what run would do:  python -m hpo_ray plan method=hyperband scheduler.max_resource=81
   compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
   list            what there is: methods, tasks, searchers, schedulers, studies
@@ -108,23 +109,59 @@ def _dispatch(typed: list[str]) -> int:
 
 def _run(typed: list[str]) -> int:
     draft = _draft(_parser("run").parse_intermixed_args(typed))
+    draft.free_name()  # a name that is taken is better known before Ray is imported
+    return _carry_out(draft, lambda: _next(draft, typed))
+
+
+def _resume(typed: list[str]) -> int:
+    parser = _parser("resume")
+    options = parser.parse_intermixed_args(typed)
+    path = options.overrides.pop(0) if options.overrides and "=" not in options.overrides[0] else None
+    if path is None:
+        raise ConfigError("resume: which study? `python -m hpo_ray resume outputs/NAME`; `list` tells the names")
+    _check_overrides(options.overrides)
+    from hpo_ray.resume import reopen
+    from hpo_ray.view import spent
+
+    study = reopen(path, options.overrides, options.config_dir)
+    quiet = study.draft.config["view"] == "none"
+    if study.done:
+        if not quiet:
+            print(f"{study.folder.name} has finished: {study.done}. To go on give it more, for example budget.trials=")
+        return 0
+    if not quiet:
+        states = study.state.states
+        known = [f"{states[name]} {name}" for name in ("completed", "stopped", "failed", "paused") if states[name]]
+        going = [f"{states['running']} cut off in training"] if states["running"] else []
+        so_far = ", ".join([*known, *going]) or "no trials yet"
+        print(f"resumes {study.folder.name}: {so_far}; {spent(study.state.trained, study.draft)}", flush=True)
+        if study.draft.virtual_workers:
+            print("a simulated study keeps no checkpoints, so it is simulated again from its start", flush=True)
+        for name, before, now in study.changed:
+            print(f"note: {name} was {before} and is {now}, so what comes may not be what would have come", flush=True)
+    return _carry_out(study.draft, lambda: "", study.folder)
+
+
+def _carry_out(draft: Draft, next_command: Callable[[], str], folder: Path | None = None) -> int:
+    """Builds a study and runs it, or the rest of the one in a folder; the exit code."""
     from hpo_ray.study import build
     from hpo_ray.view import make_view
 
-    draft.free_name()  # a name that is taken is better known before Ray is imported
     view = make_view(draft.config["view"])
     view.prepare(draft)
     try:
         study = build(draft)
         from hpo_ray.executors.loop import run
 
-        result = run(study, view)
+        result = run(study, view, folder)
     finally:
         view.stop()
-    if draft.config["view"] != "none":
-        print(_summary(result, draft, typed))
     ended = result.state.ended
-    if ended is not None and ended.state == "interrupted":
+    interrupted = ended is not None and ended.state == "interrupted"
+    if draft.config["view"] != "none":
+        print(_summary(result, draft, "" if interrupted else next_command()))
+    if interrupted:
+        assert ended is not None
         return 143 if ended.reason.startswith("SIGTERM") else 130
     return 0
 
@@ -250,7 +287,13 @@ def _list(typed: list[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"run": _run, "plan": _plan, "compare": _compare, "list": _list}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "plan": _plan,
+    "resume": _resume,
+    "compare": _compare,
+    "list": _list,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -307,7 +350,7 @@ def _hydra(typed: list[str]) -> int:
     return 0
 
 
-def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
+def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
     from hpo_ray.best import CHECKPOINT_FOLDER
     from hpo_ray.results import BEST_FOLDER
@@ -326,8 +369,11 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent(state.trained, draft)}, {took}")
     best = result.best
     folder = _short(result.path)
+    go_on = [f"next       {next_command}"] if next_command else []
+    if state.ended.state == "interrupted":
+        go_on = [f"resume     {_resume_command(result.path)}"]
     if best is None:
-        return "\n".join([*lines, f"log        {folder}"])
+        return "\n".join([*lines, f"log        {folder}", *go_on])
     lines.append(f"best       {incumbent(best, draft)}")
     if result.test_metrics:
         test = ", ".join(f"{name} {value:.6g}" for name, value in result.test_metrics.items())
@@ -350,8 +396,7 @@ def _summary(result: StudyResult, draft: Draft, typed: Sequence[str]) -> str:
     if checkpoint.is_dir():
         code = f'import hpo_ray; best = hpo_ray.load_best("{folder}")'
         lines.append(f"load it    {shlex.join([_python(), '-c', code])}")
-    lines.append(f"next       {_next(draft, typed)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *go_on])
 
 
 def _model_text(model: Mapping[str, Any], draft: Draft) -> str:
@@ -410,6 +455,10 @@ def _next(draft: Draft, typed: Sequence[str]) -> str:
         key, value = "executor.workers", 2 * draft.virtual_workers
     kept = [a for a in typed if not a.startswith((f"{key}=", "study.name="))]
     return shlex.join([_python(), "-m", "hpo_ray", *kept, f"{key}={value}"])
+
+
+def _resume_command(folder: Path) -> str:
+    return shlex.join([_python(), "-m", "hpo_ray", "resume", str(_short(folder))])
 
 
 def _python() -> str:

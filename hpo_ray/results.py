@@ -123,7 +123,9 @@ class StudyState:
                 self._note_incumbent(event.time)
             self.trials.store(event.trial_id)
         elif isinstance(event, TrialRetried):
-            self.trials.live(event.trial_id).error = event.error
+            trial = self.trials.live(event.trial_id)
+            trial.error = event.error
+            trial.retries += 1
         elif isinstance(event, StudyStarted):
             self.started = event
         elif isinstance(event, StudyEnded):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -113,8 +115,9 @@ class Draft:
         if self.name is not None:
             if (self.root / self.name).exists():
                 raise ConfigError(
-                    f"study.name={self.name}: {self.root / self.name} is there already; choose another name or root, "
-                    f"or leave study.name out to get the next free one",
+                    f"study.name={self.name}: {self.root / self.name} is there already. To go on with it: "
+                    f"`python -m hpo_ray resume {self.root / self.name}`; otherwise choose another name or root, or "
+                    f"leave study.name out to get the next free one",
                     key="study.name",
                 )
             return self.name
@@ -581,6 +584,12 @@ def _check_count(key: str, value: int, least: int = 1) -> None:
 def _check_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{key}={value}: must be one of {', '.join(allowed)}{nearest(value, allowed)}", key=key)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a study's numbers depend on."""
+    names = ("hpo_ray", "ray", "torch", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _where(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ __all__ = [
     "last_metrics",
     "new_trial",
     "own_session",
+    "restore_trial",
 ]
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
@@ -562,6 +563,26 @@ def new_trial(
     trial.trainable = trainable
     trial.relative_logdir = trial.storage.trial_dir_name = f"trials/{number}"
     return trial
+
+
+def restore_trial(trial: Trial, checkpoints: Sequence[tuple[str, dict[str, Any]]], paused: bool, failures: int) -> None:
+    """Brings a trial of a study that is taken up to where it was.
+
+    Args:
+        trial: a new one.
+        checkpoints: (path, what was reported there) of those that it has, the last one last.
+        paused: whether it waits for its scheduler.
+        failures: how often it has been tried again.
+    """
+    manager = trial.run_metadata.checkpoint_manager
+    for path, metrics in checkpoints:
+        manager.register_checkpoint(_TrainingResult(Checkpoint(path), {**metrics, TRIAL_ID: trial.trial_id}))
+        trial.run_metadata.last_result = dict(manager.latest_checkpoint_result.metrics)
+        # The names of checkpoints count on from here: one that is on record is never written over.
+        trial.storage.current_checkpoint_index = int(Path(path).name.rpartition("_")[2])
+    trial.run_metadata.num_failures = failures
+    if paused:
+        trial.set_status(Trial.PAUSED)
 
 
 def last_metrics(trial: Trial) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import threading
 import time
@@ -18,40 +17,50 @@ from ray.tune import PlacementGroupFactory, register_trainable
 
 from hpo_ray.best import save_best, save_config, test_best
 from hpo_ray.errors import ConfigError, StudyError
-from hpo_ray.events import FILE_NAME, EventLog, StudyEnded, StudyStarted
+from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
 from hpo_ray.executors.base import Executor, Resources
 from hpo_ray.executors.binding import bind, can_save, own_request
 from hpo_ray.executors.internals import Controller, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
+from hpo_ray.executors.resuming import RepeatedLog, check_resumable, feed, goes_on_at, take_up
 from hpo_ray.executors.source import TrialSource
-from hpo_ray.results import StudyResult, StudyState
+from hpo_ray.results import StudyResult, StudyState, fold
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.schedulers.brackets import Budget
 from hpo_ray.searchers.adapter import SpaceSearcher
-from hpo_ray.study import Draft, Study
+from hpo_ray.study import Draft, Study, versions
 from hpo_ray.view import View
 
 
-def run(study: Study, view: View) -> StudyResult:
+def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
     """Runs a study to its end, and writes what it leaves behind.
 
     Args:
         study: what to run.
         view: what a person sees meanwhile.
+        folder: that of a study which is taken up where its log ends; None for a new one.
 
     Raises:
         ConfigError: the resources asked for are not there, or the study's folder can't be made. Nothing was written.
         StudyError: the study could not go on. Its log and results are written all the same.
     """
     check_ray()
-    study.draft.free_name()  # a name that is taken is better known before a cluster is started
+    if folder is None:
+        study.draft.free_name()  # a name that is taken is better known before a cluster is started
+    else:
+        check_resumable(study)
     trainable = bind(study.trainable, study.context)
     with _signals(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
         try:
-            folder = _make_folder(study.draft)
             concurrency = min(capacity, study.draft.budget.concurrency or capacity)
-            return _run(_Run(study, trainable, folder, resources, concurrency), view, signals)
+            home = folder or _make_folder(study.draft)
+            with closing(EventLog(home / FILE_NAME)) as log:
+                if folder is not None:
+                    repair(log.path)
+                    save_config(home, study.draft.config)  # its budget may have grown
+                events = read(log.path) if log.path.stat().st_size else []
+                return _run(_Run(study, trainable, home, resources, concurrency), log, events, view, signals)
         finally:
             study.executor.stop()
 
@@ -92,29 +101,43 @@ def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None,
         raise ConfigError(f"{study.draft.task.trainable} asks for its own resources: {error}", error.key) from None
 
 
-def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
+def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _Signals) -> StudyResult:
+    """Runs a study, or the rest of one: `events` are what its log holds."""
     study, folder = this.study, this.folder
-    clock = study.executor.clock()
     state = StudyState()
-    with closing(EventLog(folder / FILE_NAME)) as log:
-        recorder = Recorder(study, log, state, folder, clock)
-        recorder.append(_started(study.draft, folder))
-        failure: Exception | None = None
-        controller: Controller | None = None
-        try:
-            controller = _controller(this, recorder)
-            view.start(study.draft, folder)
-            ended, reason = _loop(controller, recorder, study.draft.budget, view, signals)
-            if ended == "finished" and state.best is None:
-                raise StudyError(_no_value(state, study.draft))
-        except Exception as error:  # whatever it is, the log says that the study failed, and why
-            failure, ended, reason = error, "failed", str(error)
-        finally:
-            view.stop()
-            if controller is not None:
-                controller.close()
-        model = _model(study, state) if ended == "finished" else None
-        recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
+    started = events[0] if events else _started(study.draft, folder)
+    resumed = StudyResumed(0.0, time.time(), study.draft.config["budget"], versions())
+    simulated = study.executor.in_memory  # its checkpoints are gone, and its time costs nothing: it runs again
+    clock = study.executor.clock(0.0 if simulated or not events else goes_on_at(events))
+    repeated: RepeatedLog | None = None
+    if simulated and events:
+        repeated = RepeatedLog(log, events, resumed, _names_that_count(study.draft))
+    elif events:
+        feed(study, state, events)
+    recorder = Recorder(study, repeated.append if repeated else log.append, state, folder, clock)
+    recorder.append(replace(resumed, time=clock()) if events and not repeated else started)
+    failure: Exception | None = None
+    controller: Controller | None = None
+    try:
+        controller, source = _controller(this, recorder)
+        if events and repeated is None:
+            take_up(study, events, folder, recorder, source, controller)
+        view.start(study.draft, folder)
+        ended, reason = _loop(controller, recorder, study.draft.budget, view, signals)
+        if ended == "finished" and state.best is None:
+            raise StudyError(_no_value(state, study.draft))
+    except Exception as error:  # whatever it is, the log says that the study failed, and why
+        failure, ended, reason = error, "failed", str(error)
+    finally:
+        view.stop()
+        if controller is not None:
+            controller.close()
+    model = _model(study, state) if ended == "finished" else None
+    recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
+    if repeated is not None and repeated.behind:  # what the log says is more than what has come again
+        if failure is not None:
+            raise failure
+        return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]))
     result = StudyResult(folder, state)
     saved = state.best is not None and save_best(folder, state.best)
     result.write()  # before the test, which may take long or fail
@@ -169,14 +192,18 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
         seed=draft.seed,
         max_resource=draft.max_resource,
         time=time.time(),
-        versions=_versions(),
+        versions=versions(),
         metrics=draft.task.metrics,
         reference=draft.task.reference,
         constraints=draft.task.constraints,
     )
 
 
-def _controller(this: _Run, recorder: Recorder) -> Controller:
+def _names_that_count(draft: Draft) -> tuple[str, ...]:
+    return (draft.task.metric, *draft.task.metrics, *draft.task.constraints)
+
+
+def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource]:
     study, folder = this.study, this.folder
     register_trainable(folder.name, this.trainable)
     storage = study.executor.storage(folder, trackers=bool(study.callbacks))
@@ -208,7 +235,7 @@ def _controller(this: _Run, recorder: Recorder) -> Controller:
     if isinstance(study.scheduler, CoreScheduler):
         source.promotions = study.scheduler.promotions
         study.scheduler.room = source.room
-    return controller
+    return controller, source
 
 
 def _make_folder(draft: Draft) -> Path:
@@ -244,13 +271,6 @@ def _no_value(state: StudyState, draft: Draft) -> str:
         return f"no trial reported {draft.task.metric}"
     first = failed[0]
     return f"all {len(failed)} trials failed; the first, trial {first.number}, with:\n{first.error}"
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("hpo_ray", "ray", "torch", "optuna", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 class _Interrupted(BaseException):

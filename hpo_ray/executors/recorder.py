@@ -21,7 +21,6 @@ from hpo_ray.events import (
     CheckpointSaved,
     Decided,
     Event,
-    EventLog,
     Moved,
     Reported,
     TrialAdded,
@@ -50,7 +49,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     Args:
         study: whose scheduler it is.
-        log: where events are appended.
+        log: appends an event to the study's log.
         state: the fold of the same events.
         folder: the study's folder.
         clock: seconds since the study started.
@@ -59,7 +58,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     _supports_buffered_results = False
 
     def __init__(
-        self, study: Study, log: EventLog, state: StudyState, folder: Path, clock: Callable[[], float]
+        self, study: Study, log: Callable[[Event], None], state: StudyState, folder: Path, clock: Callable[[], float]
     ) -> None:
         super().__init__()
         self.scheduler = study.scheduler
@@ -85,12 +84,18 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             *(("task.constraints", name) for name in task.constraints),
         ]
         self._target = study.draft.budget.target
+        self._goes_on_from: dict[str, int] = {}
+        """The resource of the checkpoint that a trial starts from which was tried again, or taken up."""
         self._endings: dict[str, tuple[str, str]] = {}
         """(state, reason) of trials that are about to end because of their last report."""
 
     def append(self, event: Event) -> None:
-        """Writes an event to the log and takes it into account."""
-        self._log.append(event)
+        """Writes an event to the log and takes it into account; what can't be written ends the study."""
+        try:
+            self._log(event)
+        except StudyError as error:
+            self.error = self.error or error
+            return
         self.state.apply(event)
         if self._searcher is not None:
             self._searcher.observe(event)
@@ -108,6 +113,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             proposed = self._searcher.tags(trial.trial_id) if self._searcher is not None else {}
             tags = {**proposed, **self._tags(trial)}
             self.append(TrialAdded(trial.trial_id, number, trial.config, tags, self.clock()))
+        elif trial.status != Trial.PAUSED:
+            self._goes_on_from[trial.trial_id] = int((last_metrics(trial) or {}).get(self.time_attr, 0))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records a report and what the scheduler makes of it."""
@@ -209,11 +216,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 return None
         record = self.state.trials[trial.trial_id]
         resource = int(result[self.time_attr])
+        before = self._goes_on_from.pop(trial.trial_id, record.position)
         self.append(
             Reported(
                 trial.trial_id,
                 resource,
-                _trained(record, resource),
+                _trained(record, before, resource),
                 metrics,
                 float(result.get("time_this_iter_s", 0.0)),
                 self.clock(),
@@ -233,6 +241,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def _decided(self, trial: Trial, action: str) -> None:
         self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))
+
+    def end_now(self, trial_id: str, state: str, reason: str) -> None:
+        """Ends a trial of a study that is taken up: all was decided about it, but its end."""
+        loss = None if state == "failed" else self.scheduler.fold.standing[trial_id].loss
+        self.scheduler.fold.end(trial_id, loss)
+        self.append(TrialEnded(trial_id, state, reason, reason if state == "failed" else None, self.clock()))
 
     def _moved(self, moves: Moves, source_finished: bool, room: int) -> None:
         """Records what the scheduler was asked, and what came of it."""
@@ -310,10 +324,9 @@ class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
         )
 
 
-def _trained(record: TrialRecord, resource: int) -> int:
-    """Units that a report cost: since the report before, or since the checkpoint that a retried trial went on from."""
-    before = record.position
-    if resource <= before:
+def _trained(record: TrialRecord, before: int, resource: int) -> int:
+    """Units that a report cost: since the report before, or since the checkpoint that the trial went on from."""
+    if resource <= before:  # its scheduler let it start again from an earlier checkpoint, or from the beginning
         before = record.checkpoint_resource if record.checkpoint_resource < resource else 0
     return resource - before
 

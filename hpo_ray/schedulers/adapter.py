@@ -259,7 +259,8 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             del self._pausing[trial_id]
             self._paused.add(trial_id)
             self._tell_searcher(tune_controller, "on_pause", trial)
-            if trial.checkpoint is None and self.on_missing_checkpoint == "error":
+            goes_on = trial_id not in self.fold.losers
+            if trial.checkpoint is None and goes_on and self.on_missing_checkpoint == "error":
                 raise StudyError(
                     f"trial {trial_id} was paused but has reported no checkpoint, so it can't go on later. Report "
                     f"one, `tune.report(metrics, checkpoint=...)`, or set scheduler.on_missing_checkpoint=restart "
