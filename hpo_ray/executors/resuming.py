@@ -110,24 +110,23 @@ def take_up(
     assert isinstance(study.scheduler, CoreScheduler)
     fold, state = study.scheduler.fold, recorder.state
     source.number = len(state.trials)
-    checkpoints = saved_checkpoints(events)
+    checkpoints, settled = saved_checkpoints(events), _settled(events)
     for record in state.trials.unfinished():
         trial_id, standing = record.trial_id, fold.standing[record.trial_id]
         there = [saved for saved in checkpoints.get(trial_id, []) if _place(folder, saved).is_dir()]
         _clear(folder, record, there)
-        as_it_was = bool(there) and there[-1].resource == standing.seen
-        # A trainable without checkpoints has lost nothing that it could have kept.
-        as_it_was = as_it_was or (record.checkpoint is None and not source.checkpoint_at_end)
+        saved_there = (bool(there) and there[-1].resource == standing.seen) or not source.can_save
         last = record.history[-1] if record.history else (0, 0.0)
         if last[0] > standing.seen:
             recorder.end_now(trial_id, "failed", f"{study.draft.task.metric} is {last[1]} at {last[0]}")
             continue
         full = standing.seen >= study.draft.max_resource
-        if as_it_was and (full or standing.decision.action is Action.STOP):
+        if saved_there and (full or standing.decision.action is Action.STOP):
             reason = fold.reasons.get(trial_id) or f"reached max_resource {study.draft.max_resource}"
             recorder.end_now(trial_id, "completed" if full else "stopped", reason)
             continue
-        paused = standing.decision.action is Action.PAUSE and (as_it_was or trial_id in fold.losers)
+        as_it_was = saved_there or trial_id in settled or trial_id in fold.losers
+        paused = standing.decision.action is Action.PAUSE and as_it_was
         trial = source.make(trial_id, record.number, record.config)
         known = [(str(_place(folder, saved)), _result(saved, study.time_attr)) for saved in there]
         restore_trial(trial, known, paused, record.retries)
@@ -157,6 +156,26 @@ def saved_checkpoints(events: Iterable[Event]) -> dict[str, list[Saved]]:
             saved[event.trial_id] = deque([entry], maxlen=2)
             metrics[event.trial_id, resource] = entry.metrics
     return {trial_id: list(entries) for trial_id, entries in saved.items()}
+
+
+def _settled(events: Iterable[Event]) -> set[str]:
+    """Who was paused, and had been saved by then if it reports a checkpoint: something else has happened since.
+
+    A function may pause without a checkpoint of where it is. That can't be told from one that died before it was saved
+    but by this; if several workers were at it the other way round, the trial goes on from an earlier checkpoint.
+    """
+    pausing: set[str] = set()
+    settled: set[str] = set()
+    for event in events:
+        trial_id = getattr(event, "trial_id", None)
+        if pausing - {trial_id}:
+            settled |= pausing - {trial_id}
+            pausing &= {trial_id}
+        if isinstance(event, Reported):
+            settled.discard(trial_id or "")
+        elif isinstance(event, Decided) and event.action == "pause":
+            pausing.add(event.trial_id)
+    return settled
 
 
 def _place(folder: Path, saved: Saved) -> Path:

@@ -60,7 +60,8 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
         self.again: deque[Trial] = deque()
         """Trials of a study that is taken up, which have to train: they come before new ones."""
         self._values: dict[str, dict[str, Any]] = {}
-        self.checkpoint_at_end = checkpoint_at_end
+        self.can_save = bool(getattr(trainable, "can_save", True))
+        """Whether the trainable has checkpoints, as far as is known."""
         self._metric = metric
         self._trainable = trainable
         self._trial_arguments: dict[str, Any] = {

@@ -27,7 +27,8 @@ from hpo_ray.events import (
     TrialAdded,
     read,
 )
-from hpo_ray.results import StudyResult
+from hpo_ray.results import StudyResult, load_study
+from hpo_ray.resume import reopen
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import build, draft
@@ -52,6 +53,49 @@ def run_study(overrides: Sequence[str], root: Path, config_dir: str | None = Non
     from hpo_ray.view import View
 
     return run(study, View())
+
+
+def resume_study(folder: Path, overrides: Sequence[str] = (), config_dir: str | None = None) -> StudyResult:
+    """Goes on with a study where its log ends, without a view.
+
+    Args:
+        folder: the study's folder.
+        overrides: what changes, as typed on the command line.
+        config_dir: a folder with configurations of your own.
+
+    Raises:
+        ConfigError: there is no study, or the changes make it another one.
+        StudyError: its log is damaged, or the study failed.
+    """
+    reopened = reopen(str(folder), overrides, config_dir)
+    if reopened.done:
+        return load_study(folder)
+    study = build(reopened.draft)
+    from hpo_ray.executors.loop import run
+    from hpo_ray.view import View
+
+    return run(study, View(), reopened.folder)
+
+
+def outcomes(result: StudyResult) -> list[tuple[Any, ...]]:
+    """What a study came to: (number, configuration, state, final resource, value) of each trial."""
+    return [(t.number, dict(t.config), t.state, t.resource, t.value) for t in result.trials]
+
+
+def check_resumes(undisturbed: StudyResult, resumed: StudyResult) -> None:
+    """Law: a study that was cut off and taken up, however often, comes to what it would have come to.
+
+    To the digit, with one worker and a trainable that gives the same again from the same checkpoint.
+
+    Raises:
+        AssertionError: the message shows the first trial that differs.
+    """
+    a, b = outcomes(undisturbed), outcomes(resumed)
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            raise AssertionError(f"trial {x[0]} differs:\n  {undisturbed.path}: {x}\n  {resumed.path}: {y}")
+    if len(a) != len(b):
+        raise AssertionError(f"{undisturbed.path} has {len(a)} trials, {resumed.path} has {len(b)}")
 
 
 def timeless(result: StudyResult) -> list[dict[str, Any]]:
