@@ -7,13 +7,13 @@ import json
 import math
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpo_ray.commands import python, resume_command, short
 from hpo_ray.errors import ConfigError, HpoRayError
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _compare(typed: list[str]) -> int:
                 )
         for study, reason in outcome.failed:
             print(f"failed     {study}: {reason}")
-        print(f"all of it  {_short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
+        print(f"all of it  {short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
         if outcome.interrupted:
             print(f"interrupted after {outcome.done} of {outcome.total} studies; {again}")
     if outcome.interrupted:
@@ -368,10 +368,10 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
         took = f"{virtual_clock(state.ended.time)} on {workers} (virtual; {simulation['wall_seconds']:.1f} s here)"
     lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent(state.trained, draft)}, {took}")
     best = result.best
-    folder = _short(result.path)
+    folder = short(result.path)
     go_on = [f"next       {next_command}"] if next_command else []
     if state.ended.state == "interrupted":
-        go_on = [f"resume     {_resume_command(result.path)}"]
+        go_on = [f"resume     {resume_command(result.path)}"]
     if best is None:
         return "\n".join([*lines, f"log        {folder}", *go_on])
     lines.append(f"best       {incumbent(best, draft)}")
@@ -395,7 +395,7 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
     if checkpoint.is_dir():
         code = f'import hpo_ray; best = hpo_ray.load_best("{folder}")'
-        lines.append(f"load it    {shlex.join([_python(), '-c', code])}")
+        lines.append(f"load it    {shlex.join([python(), '-c', code])}")
     return "\n".join([*lines, *go_on])
 
 
@@ -454,22 +454,7 @@ def _next(draft: Draft, typed: Sequence[str]) -> str:
     if draft.virtual_workers:
         key, value = "executor.workers", 2 * draft.virtual_workers
     kept = [a for a in typed if not a.startswith((f"{key}=", "study.name="))]
-    return shlex.join([_python(), "-m", "hpo_ray", *kept, f"{key}={value}"])
-
-
-def _resume_command(folder: Path) -> str:
-    return shlex.join([_python(), "-m", "hpo_ray", "resume", str(_short(folder))])
-
-
-def _python() -> str:
-    """What to type for the Python that runs this: `python` if that is it."""
-    here = Path(sys.executable)
-    found = shutil.which("python")
-    return "python" if found is not None and Path(found) == here else str(_short(here))
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return shlex.join([python(), "-m", "hpo_ray", *kept, f"{key}={value}"])
 
 
 def _one_liner(path: Path) -> str:
@@ -515,5 +500,15 @@ def _table(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def entry() -> NoReturn:
+    """Runs the command line as a process."""
+    code = main()
+    if code > 128:  # interrupted: all is written, and tearing Python down may take longer than who waits will wait
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -60,6 +60,8 @@ _USED: dict[Any, tuple[str, ...]] = {
     TuneController: (
         "_process_trial_save",
         "_schedule_trial_save",
+        "_schedule_trial_train",
+        "_checkpoint_trial_if_needed",
         "_validate_result_metrics",
         "_trial_task_failure",
         "_schedule_trial_task",
@@ -274,6 +276,10 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     """
 
     _wrapper: Any = None
+    _leaving: dict[Trial, bool] | None = None
+    """In a study that is interrupted, the trials that are still to be saved; and whether they have been asked to."""
+    checkpoint_is_due: Callable[[Trial], bool] = staticmethod(lambda trial: False)
+    """Whether a trial that goes on is to be saved after its last report."""
     study_error: StudyError | None = None
     """What a trainable has raised that ends the study, and not only its trial."""
 
@@ -349,6 +355,46 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         else:
             self.end_experiment_callbacks()
             self._actor_manager.cleanup()
+
+    def save_running(self, worth_it: Callable[[Trial], bool], until_s: float) -> None:
+        """Saves what runs, as far as there is time, and lets nothing go on. For a study that is interrupted.
+
+        With Ray's actors a trial is saved when its step has ended; one whose step takes longer goes without.
+
+        Args:
+            worth_it: whether a trial has something to save.
+            until_s: when to give up, by `time.monotonic`.
+        """
+        self._leaving = {trial: False for trial in self._running_trials if trial in self._trial_to_actor}
+        manager, interrupted = self._actor_manager, None
+        if self._in_process:
+            manager.drop_steps()
+            interrupted = manager.interrupted
+        for trial in list(self._leaving):
+            if not worth_it(trial) or self._trial_to_actor[trial] is interrupted:
+                del self._leaving[trial]
+            elif self._in_process and not trial.is_saving:
+                self._schedule_trial_save(trial)
+        while self._leaving and time.monotonic() < until_s:
+            if not manager.next(timeout=0.05) and self._in_process:
+                break
+
+    def _schedule_trial_train(self, trial: Trial) -> None:
+        """The next step; in a study that is interrupted, the last save."""
+        if self._leaving is None:
+            super()._schedule_trial_train(trial)
+        elif self._leaving.get(trial) is False:
+            self._leaving[trial] = True
+            self._schedule_trial_save(trial)
+
+    def _process_trial_save(self, trial: Trial, checkpoint_value: _TrainingResult) -> None:
+        super()._process_trial_save(trial, checkpoint_value)
+        if self._leaving is not None:
+            self._leaving.pop(trial, None)
+
+    def _checkpoint_trial_if_needed(self, trial: Trial, force: bool = False) -> None:
+        """Ray's own, and whenever the study says that it is time."""
+        super()._checkpoint_trial_if_needed(trial, force or self.checkpoint_is_due(trial))
 
     def _mark_trial_to_checkpoint(self, trial: Trial) -> None:
         """Nothing to mark: see `checkpoint`. Ray would keep every trial's state twice."""

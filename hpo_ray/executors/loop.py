@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from ray.tune import PlacementGroupFactory, register_trainable
 
 from hpo_ray.best import save_best, save_config, test_best
+from hpo_ray.commands import resume_command
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
 from hpo_ray.executors.base import Executor, Resources
@@ -26,7 +28,6 @@ from hpo_ray.executors.resuming import RepeatedLog, check_resumable, feed, goes_
 from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyResult, StudyState, fold
 from hpo_ray.schedulers.adapter import CoreScheduler
-from hpo_ray.schedulers.brackets import Budget
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Draft, Study, versions
 from hpo_ray.view import View
@@ -52,9 +53,12 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
     trainable = bind(study.trainable, study.context)
     with _signals(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
+        signals.listen()
         try:
             concurrency = min(capacity, study.draft.budget.concurrency or capacity)
             home = folder or _make_folder(study.draft)
+            if not view.silent:
+                signals.last_words = f"interrupted; to go on: {resume_command(home)}"
             with closing(EventLog(home / FILE_NAME)) as log:
                 if folder is not None:
                     repair(log.path)
@@ -123,7 +127,7 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
         if events and repeated is None:
             take_up(study, events, folder, recorder, source, controller)
         view.start(study.draft, folder)
-        ended, reason = _loop(controller, recorder, study.draft.budget, view, signals)
+        ended, reason = _loop(controller, recorder, study, view, signals)
         if ended == "finished" and state.best is None:
             raise StudyError(_no_value(state, study.draft))
     except Exception as error:  # whatever it is, the log says that the study failed, and why
@@ -152,8 +156,9 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
     return result
 
 
-def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View, signals: _Signals) -> tuple[str, str]:
+def _loop(controller: Controller, recorder: Recorder, study: Study, view: View, signals: _Signals) -> tuple[str, str]:
     """Steps until the study is over; how it ended, and why."""
+    budget, in_memory = study.draft.budget, study.executor.in_memory
     while not controller.is_finished():
         with suppress(_Interrupted):
             controller.step()
@@ -162,6 +167,8 @@ def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View
         if error := recorder.error or controller.study_error:
             raise error
         if signals.received is not None:
+            if not in_memory:
+                controller.save_running(recorder.has_unsaved, signals.since_s + signals.SAVE_S)
             return "interrupted", f"{signal.Signals(signals.received).name} received"
         if recorder.target_reached:
             return "finished", f"budget.target={budget.target:g} reached"
@@ -229,6 +236,7 @@ def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource
         max_pending=this.concurrency,
         actor_manager=study.executor.actor_manager(study.time_attr, study.draft.budget.time_s),
     )
+    controller.checkpoint_is_due = recorder.checkpoint_is_due
     if this.resources is not None:
         controller.keep_actors(this.resources, this.concurrency)
     source.active = lambda: controller.num_active
@@ -274,34 +282,86 @@ def _no_value(state: StudyState, draft: Draft) -> str:
 
 
 class _Interrupted(BaseException):
-    """A signal came in the middle of a step that runs in this process."""
+    """A signal came in the middle of a step that runs in this process, and the step didn't end in time."""
 
 
 class _Signals:
-    """Which signal came, if any."""
+    """Which signal came, if any, and what time is left.
 
-    received: int | None = None
+    From the first SIGINT or SIGTERM on, a step that runs in this process has `STEP_S` to end, what runs has until
+    `SAVE_S` to be saved, and at `EXIT_S` the process ends whatever it is doing: the log is whole at any moment.
+
+    Args:
+        executor: whose steps may be interrupted.
+        view: what is cleared before the process ends.
+    """
+
+    STEP_S, SAVE_S, EXIT_S = 1.0, 1.8, 2.7
+
+    def __init__(self, executor: Executor, view: View) -> None:
+        self.received: int | None = None
+        self.since_s = 0.0
+        self.last_words = ""
+        """What is printed if the process has to end at once."""
+        self._executor, self._view = executor, view
+        self._hurry = False
+        self._timers: list[threading.Timer] = []
+
+    def listen(self) -> dict[int, Any]:
+        """Takes the signals over; what handled them before. Again after Ray has started, which takes SIGTERM itself."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal: the first asks for an end, the second is one."""
+        if self.received is None:
+            self.received, self.since_s = number, time.monotonic()
+            self._timers = [
+                threading.Timer(self.STEP_S, self._interrupt),
+                threading.Timer(self.EXIT_S, self._exit),
+            ]
+            for timer in self._timers:
+                timer.daemon = True
+                timer.start()
+        elif not self._hurry:
+            self._exit()
+        else:
+            self._hurry = False
+            if self._executor.in_step:
+                raise _Interrupted
+
+    def cancel(self) -> None:
+        """The study has ended in time."""
+        for timer in self._timers:
+            timer.cancel()
+
+    def _interrupt(self) -> None:
+        """Sends the signal again, by which the main thread leaves the step that it is in."""
+        if self._executor.in_step:
+            assert self.received is not None
+            self._hurry = True
+            signal.pthread_kill(threading.main_thread().ident or 0, self.received)
+
+    def _exit(self) -> None:
+        assert self.received is not None
+        self._view.stop()
+        if self.last_words:
+            print(self.last_words, file=sys.__stdout__, flush=True)  # `sys.stdout` may be a trial's own
+        os._exit(128 + self.received)
 
 
 @contextmanager
 def _signals(executor: Executor, view: View) -> Iterator[_Signals]:
-    """Notes the first SIGINT or SIGTERM, and interrupts a step that runs here; the second ends the process at once."""
-    signals = _Signals()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if signals.received is not None:
-            view.stop()
-            os._exit(128 + number)
-        signals.received = number
-        if executor.in_step:
-            raise _Interrupted
-
+    """Handles SIGINT and SIGTERM as long as the study runs; in the main thread only, as Python does."""
+    signals = _Signals(executor, view)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signals.listen()
     try:
         yield signals
     finally:
+        signals.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,6 +15,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS, TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.trainable import FunctionTrainable
 
 from hpo_ray.errors import StudyError
 from hpo_ray.events import (
@@ -84,6 +85,11 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             *(("task.constraints", name) for name in task.constraints),
         ]
         self._target = study.draft.budget.target
+        store = study.draft.config["store"]
+        self._checkpoint_every: int | None = store["checkpoint_every"]
+        self._checkpoint_every_s: float | None = store["checkpoint_every_s"]
+        self._saved_at: dict[str, tuple[int, float]] = {}
+        """(resource, seconds trained) of the last checkpoint of living trials."""
         self._goes_on_from: dict[str, int] = {}
         """The resource of the checkpoint that a trial starts from which was tried again, or taken up."""
         self._endings: dict[str, tuple[str, str]] = {}
@@ -114,7 +120,9 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             tags = {**proposed, **self._tags(trial)}
             self.append(TrialAdded(trial.trial_id, number, trial.config, tags, self.clock()))
         elif trial.status != Trial.PAUSED:
-            self._goes_on_from[trial.trial_id] = int((last_metrics(trial) or {}).get(self.time_attr, 0))
+            resource = int((last_metrics(trial) or {}).get(self.time_attr, 0))
+            self._goes_on_from[trial.trial_id] = resource
+            self.saved(trial.trial_id, resource)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records a report and what the scheduler makes of it."""
@@ -242,6 +250,29 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def _decided(self, trial: Trial, action: str) -> None:
         self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))
 
+    def checkpoint_is_due(self, trial: Trial) -> bool:
+        """Whether a trial that goes on is to be saved now: after so many units, or seconds, since it was last."""
+        if not self._worth_saving(trial) or trial.trial_id in self._endings:
+            return False
+        record = self.state.trials.live(trial.trial_id)
+        resource, seconds = self._saved_at.get(trial.trial_id, (0, 0.0))
+        units = self._checkpoint_every is not None and record.position - resource >= self._checkpoint_every
+        return units or (self._checkpoint_every_s is not None and record.seconds - seconds >= self._checkpoint_every_s)
+
+    def has_unsaved(self, trial: Trial) -> bool:
+        """Whether a trial has trained since its last checkpoint, and can be saved."""
+        record = self.state.trials.live(trial.trial_id)
+        return self._worth_saving(trial) and record.position > 0 and record.position != record.checkpoint_resource
+
+    def _worth_saving(self, trial: Trial) -> bool:
+        """Functions save when they like."""
+        cls = trial.get_trainable_cls()
+        return not issubclass(cls, FunctionTrainable) and bool(getattr(cls, "can_save", False))
+
+    def saved(self, trial_id: str, resource: int) -> None:
+        """A trial has just been saved."""
+        self._saved_at[trial_id] = resource, self.state.trials.live(trial_id).seconds
+
     def end_now(self, trial_id: str, state: str, reason: str) -> None:
         """Ends a trial of a study that is taken up: all was decided about it, but its end."""
         loss = None if state == "failed" else self.scheduler.fold.standing[trial_id].loss
@@ -277,6 +308,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
             error += f"\noutput: {output.relative_to(self._folder)}"
+        self._saved_at.pop(trial.trial_id, None)
         self.append(TrialEnded(trial.trial_id, state, reason, error, self.clock()))
 
     def _error_text(self, trial: Trial) -> str:
@@ -322,6 +354,7 @@ class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
                 trial.trial_id, resource, name, self._recorder.clock(), None if iteration == resource else iteration
             )
         )
+        self._recorder.saved(trial.trial_id, resource)
 
 
 def _trained(record: TrialRecord, before: int, resource: int) -> int:

@@ -106,8 +106,8 @@ def test_death_at_every_event(folder: Path, monkeypatch: pytest.MonkeyPatch, met
     ]
     undisturbed = run_study(overrides, folder)
     for events in range(1, len(read(undisturbed.path / FILE_NAME))):
-        after = iter([(events, 0.5), (10_000, 0.0)])
-        result, deaths = with_deaths(monkeypatch, overrides, folder / str(events), lambda: next(after))
+        after = iter([(events, 0.5), (10_000, 0.0)]).__next__
+        result, deaths = with_deaths(monkeypatch, overrides, folder / str(events), after)
         assert deaths == 1
         check_resumes(undisturbed, result)
         shutil.rmtree(folder / str(events))
