@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S, TRIAL_ID, TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
-from hpo_ray.executors.internals import MemoryStorage, empty_save, join_thread, own_session
+from hpo_ray.executors.internals import MemoryStorage, empty_save, join_thread, load_class, own_session, save_class
 from hpo_ray.trainables.context import TrialContext, use_context
 
 OUTPUT_FILE = "output.log"
@@ -95,18 +96,25 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         with self._scope():
             if not self.can_save:
                 return empty_save(self)
-            if isinstance(self, FunctionTrainable) or checkpoint_dir is not None or self._storage is None:
+            if isinstance(self, FunctionTrainable):
                 return super().save(checkpoint_dir)
             if isinstance(self._storage, MemoryStorage):
                 return self._storage.save(self)
-            return super().save(str(self._storage.aside()))
+            aside = self._storage.aside() if checkpoint_dir is None else Path(checkpoint_dir)
+            try:
+                return save_class(self, aside, type(self).__name__)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
 
     def restore(self, checkpoint_path: Any) -> Any:
         """Loads a checkpoint, in the trial's scope."""
         with self._scope():
-            if isinstance(self._storage, MemoryStorage) and not isinstance(self, FunctionTrainable):
+            if isinstance(self, FunctionTrainable):
+                return super().restore(checkpoint_path)
+            if isinstance(self._storage, MemoryStorage):
                 return self._storage.restore(self, checkpoint_path)
-            return super().restore(checkpoint_path)
+            return load_class(self, checkpoint_path)
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
         """Makes room for another trial, which a trainable that can't be used again must not cost.

@@ -31,10 +31,19 @@ from ray.tune import Checkpoint, CheckpointConfig, TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _Location
-from ray.tune.result import NODE_IP, PID, TIME_TOTAL_S, TIMESTEPS_TOTAL, TRAINING_ITERATION, TRIAL_ID
-from ray.tune.trainable import FunctionTrainable
+from ray.tune.result import (
+    EPISODES_TOTAL,
+    NODE_IP,
+    PID,
+    TIME_TOTAL_S,
+    TIMESTEPS_TOTAL,
+    TRAINING_ITERATION,
+    TRIAL_ID,
+)
+from ray.tune.trainable import FunctionTrainable, Trainable
 
 from hpo_ray.errors import StudyError
+from hpo_ray.trainables.checkpoint import Progress, read, write
 
 __all__ = [
     "ActorHandle",
@@ -45,11 +54,13 @@ __all__ = [
     "TrackedActor",
     "check_ray",
     "copy_checkpoint",
+    "load_class",
     "empty_save",
     "join_thread",
     "last_metrics",
     "new_trial",
     "own_session",
+    "save_class",
 ]
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
@@ -93,6 +104,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "trial_fs_path",
         "checkpoint_fs_path",
     ),
+    Trainable: ("save", "restore", "save_checkpoint", "load_checkpoint"),
     FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
     TrackedActor: ("set_on_stop", "set_on_error"),
@@ -237,12 +249,15 @@ class MemoryStorage(StudyStorage):
     def restore(self, trainable: Any, saved: _TrainingResult) -> None:
         """Loads what `save` saved."""
         checkpoint, metrics = saved.checkpoint, saved.metrics
-        trainable._iteration = metrics.get(TRAINING_ITERATION, 0)
-        trainable._time_total = metrics.get(TIME_TOTAL_S, 0)
-        trainable._time_since_restore = 0.0
-        trainable._iterations_since_restore = 0
-        trainable._timesteps_total = metrics.get(TIMESTEPS_TOTAL)
-        trainable._restored = True
+        _set_progress(
+            trainable,
+            Progress(
+                metrics.get(TRAINING_ITERATION, 0),
+                metrics.get(TIME_TOTAL_S, 0),
+                metrics.get(TIMESTEPS_TOTAL),
+                metrics.get(EPISODES_TOTAL),
+            ),
+        )
         if checkpoint.state is not None:
             trainable.load_checkpoint(pickle.loads(checkpoint.state))
             return
@@ -625,6 +640,61 @@ def join_thread(trainable: Any, timeout_s: float = 2.0) -> Callable[[], None]:
             threading.Thread.join(thread, timeout_s)
 
     return join
+
+
+def save_class(trainable: Any, folder: Path, name: str) -> _TrainingResult:
+    """Saves a class trainable, in place of Ray's own `save`, which pickles what `save_checkpoint` returns.
+
+    Args:
+        trainable: what to save.
+        folder: a new one, for its files. One that was left there by a save that failed is removed.
+        name: the trainable's, for messages.
+    """
+    try:
+        folder.mkdir()
+    except FileNotFoundError:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    returned = trainable.save_checkpoint(str(folder))
+    if isinstance(returned, str) and returned != str(folder):
+        raise ValueError(f"save_checkpoint returned {returned!r}; it must return a dict, None or its checkpoint_dir")
+    progress = Progress(
+        trainable._iteration, trainable._time_total, trainable._timesteps_total, trainable._episodes_total
+    )
+    write(folder, progress, returned if isinstance(returned, dict) else None, name)
+    checkpoint, metrics = Checkpoint(str(folder)), dict(trainable._last_result or {})
+    storage = trainable._storage
+    if storage is not None:
+        storage._update_checkpoint_index(metrics)
+        checkpoint = storage.persist_current_checkpoint(checkpoint)
+    return _TrainingResult(checkpoint, metrics)
+
+
+def load_class(trainable: Any, saved: str | Checkpoint | _TrainingResult) -> None:
+    """Loads what `save_class` saved, in place of Ray's own `restore`, which unpickles what it finds.
+
+    Raises:
+        UnreadableCheckpoint: it is gone or damaged.
+    """
+    checkpoint = saved.checkpoint if isinstance(saved, _TrainingResult) else saved
+    if isinstance(checkpoint, str):
+        checkpoint = Checkpoint(checkpoint)
+    with checkpoint.as_directory() as folder:
+        progress, state = read(Path(folder))
+        _set_progress(trainable, progress)
+        trainable.load_checkpoint(folder if state is None else state)
+
+
+def _set_progress(trainable: Any, progress: Progress) -> None:
+    trainable._iteration = progress.iteration
+    trainable._time_total = progress.time_total
+    trainable._timesteps_total = progress.timesteps_total
+    trainable._episodes_total = progress.episodes_total
+    trainable._time_since_restore = 0.0
+    trainable._iterations_since_restore = trainable._timesteps_since_restore = 0
+    trainable._restored = True
 
 
 def empty_save(trainable: Any) -> _TrainingResult:
