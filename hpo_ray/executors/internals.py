@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
+import ray._private.ray_constants as _constants
 import ray.train._internal.session as _session
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.train._internal.checkpoint_manager import _CheckpointManager
@@ -59,6 +60,7 @@ __all__ = [
     "join_thread",
     "last_metrics",
     "new_trial",
+    "on_loopback",
     "own_session",
     "save_class",
 ]
@@ -107,6 +109,7 @@ _USED: dict[Any, tuple[str, ...]] = {
     Trainable: ("save", "restore", "save_checkpoint", "load_checkpoint"),
     FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
+    _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"),
     TrackedActor: ("set_on_stop", "set_on_error"),
     Trial: (
         "get_trainable_cls",
@@ -132,6 +135,28 @@ def check_ray() -> None:
             f"Ray {ray.__version__} has moved {', '.join(missing)}, which hpo_ray needs; "
             f"install a Ray that it was tested with: pip install 'ray[tune]>={TESTED_RAY[0]},<={TESTED_RAY[1]}.*'"
         )
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Within it, a local cluster that is started listens on 127.0.0.1 only, all of its processes do.
+
+    Ray binds each of its servers (GCS, raylet, workers, the driver itself) to all interfaces, unless the node's address
+    is 127.0.0.1; and it replaces that address by the machine's own wherever a node might be joined by others, which is
+    everywhere but on macOS and Windows. Its processes read the environment variable that says so, this one has it read
+    already. Outside of the block nothing has changed: a driver may join a real cluster later.
+    """
+    name, before = _constants.ENABLE_RAY_CLUSTERS_ENV_VAR, _constants.ENABLE_RAY_CLUSTER
+    typed = os.environ.get(name)
+    os.environ[name], _constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        _constants.ENABLE_RAY_CLUSTER = before
+        if typed is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = typed
 
 
 class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
