@@ -400,3 +400,41 @@ class TensorMetric(DictCheckpoint):
 def second_not_finite(config):
     for _ in range(2):
         tune.report({"loss": config["lr"], "other": 1.0 if config["lr"] >= 0.5 else math.nan})
+
+
+class TensorCheckpoint(DictCheckpoint):
+    """Saves a dict of what JSON can't hold."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """Tensors, arrays and the state of a generator."""
+        import numpy as np
+        import torch
+
+        state = np.random.RandomState(self.steps).get_state()
+        return {"steps": torch.tensor(self.steps), "history": (1, np.ones(3)), "random": state}
+
+    def load_checkpoint(self, checkpoint):
+        """The number of steps."""
+        self.steps = int(checkpoint["steps"])
+
+
+class FileCheckpoint(DictCheckpoint):
+    """Writes files of its own."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """A file with the number of steps."""
+        with open(os.path.join(checkpoint_dir, "steps.txt"), "w") as file:
+            file.write(str(self.steps))
+
+    def load_checkpoint(self, checkpoint_dir):
+        """The number of steps."""
+        with open(os.path.join(checkpoint_dir, "steps.txt")) as file:
+            self.steps = int(file.read())
+
+
+class ObjectCheckpoint(DictCheckpoint):
+    """Saves what can't be read back without running code."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """Itself, as it were."""
+        return {"steps": self.steps, "model": Called()}
