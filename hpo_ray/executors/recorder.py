@@ -20,6 +20,7 @@ from hpo_ray.errors import StudyError
 from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.executors.internals import MemoryCheckpoint
+from hpo_ray.executors.keeper import Keeper
 from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.population_adapter import Change
@@ -62,6 +63,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self.target_reached = False
         self._log = log
         self._folder = folder
+        self._keeper = Keeper(folder, study.draft.keep_checkpoints, state)
         self._metric_name = study.draft.task.metric
         self._max_resource = study.draft.max_resource
         task = study.draft.task
@@ -78,6 +80,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """Writes an event to the log and takes it into account."""
         self._log.append(event)
         self.state.apply(event)
+        self._keeper.observe(event)
         if self._searcher is not None:
             self._searcher.observe(event)
 
