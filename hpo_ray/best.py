@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,12 +33,8 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
         folder: the study's folder.
         best: its best trial.
     """
-    target = folder / BEST_FOLDER
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    target, aside = folder / BEST_FOLDER, folder / f".{BEST_FOLDER}.{os.getpid()}"
     saved = best.checkpoint is not None and (folder / best.checkpoint).is_dir()
-    if saved:
-        shutil.copytree(folder / str(best.checkpoint), target / CHECKPOINT_FOLDER)
     content = {
         "trial_id": best.trial_id,
         "number": best.number,
@@ -46,7 +43,16 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
         "resource": best.resource,
         "checkpoint_resource": best.checkpoint_resource if saved else None,
     }
-    (target / BEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    try:
+        aside.mkdir()
+        if saved:
+            shutil.copytree(folder / str(best.checkpoint), aside / CHECKPOINT_FOLDER)
+        (aside / BEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+    except BaseException:  # for want of room: what was there before is better than a half
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     return saved
 
 

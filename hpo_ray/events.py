@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -224,22 +225,33 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: io.TextIOWrapper | None = path.open("a", encoding="utf-8", newline="\n")
+        # Without a buffer: on a full disk it would keep what could not be written, and write it later, out of place.
+        self._file: io.FileIO | None = path.open("ab", buffering=0)
 
     def append(self, event: Event) -> None:
-        """Writes an event and hands it to the operating system before it returns."""
+        """Writes an event and hands it to the operating system before it returns.
+
+        Raises:
+            OSError: the disk is full, for example; then nothing of the event is in the log.
+        """
         if self._file is None:
             raise LogError(f"{self.path}: the log is closed")
-        self._file.write(to_line(event))
-        self._file.flush()
+        rest = memoryview(to_line(event).encode("utf-8"))
+        end = self._file.seek(0, io.SEEK_END)
+        try:
+            while rest:  # the last bytes of room are taken without an error
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         """Syncs the file to the disk and closes it."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with file:
+                os.fsync(file.fileno())
 
 
 def repair(path: Path) -> int:

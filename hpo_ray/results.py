@@ -419,6 +419,10 @@ def load_study(path: str | Path) -> StudyResult:
 def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Writes a file such that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -438,3 +438,37 @@ class ObjectCheckpoint(DictCheckpoint):
     def save_checkpoint(self, checkpoint_dir):
         """Itself, as it were."""
         return {"steps": self.steps, "model": Called()}
+
+
+class BigFile(FileCheckpoint):
+    """Writes a file of 200 KB."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """The number of steps, and much else."""
+        super().save_checkpoint(checkpoint_dir)
+        with open(os.path.join(checkpoint_dir, "big"), "wb") as file:
+            file.write(b"x" * 200_000)
+
+
+class BigDict(TensorCheckpoint):
+    """Saves a tensor of 200 KB."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """The number of steps, and much else."""
+        import torch
+
+        return {**super().save_checkpoint(checkpoint_dir), "big": torch.ones(50_000)}
+
+
+def big(config):
+    """Reports checkpoints of 200 KB."""
+    start = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            start = os.path.getsize(os.path.join(folder, "big")) - 200_000
+    for step in range(start + 1, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "big"), "wb") as file:
+                file.write(b"x" * (200_000 + step))
+            tune.report({"loss": loss(config, step)}, checkpoint=tune.Checkpoint.from_directory(folder))

@@ -7,6 +7,7 @@ and sends what the trial prints to the trial's own file.
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S, TRIAL_ID, TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
+from hpo_ray.executors.disk import is_full
 from hpo_ray.executors.internals import MemoryStorage, empty_save, join_thread, load_class, own_session, save_class
 from hpo_ray.trainables.context import TrialContext, use_context
 
@@ -103,8 +105,11 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
             aside = self._storage.aside() if checkpoint_dir is None else Path(checkpoint_dir)
             try:
                 return save_class(self, aside, type(self).__name__)
-            except BaseException:
+            except BaseException as error:
+                full = is_full(error, aside)  # before what was written is removed
                 shutil.rmtree(aside, ignore_errors=True)
+                if full:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside)) from error
                 raise
 
     def restore(self, checkpoint_path: Any) -> Any:

@@ -44,6 +44,7 @@ from ray.tune.result import (
 from ray.tune.trainable import FunctionTrainable, Trainable
 
 from hpo_ray.errors import StudyError
+from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.trainables.checkpoint import Progress, read, write
 
 __all__ = [
@@ -208,7 +209,11 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
         aside, place = self.aside(), Path(self.checkpoint_fs_path)
         if Path(checkpoint.path) != aside:
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(checkpoint.path, aside)
+            try:
+                shutil.copytree(checkpoint.path, aside)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
         # A retried trial writes a checkpoint of the same name again.
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
@@ -461,6 +466,9 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         cause = getattr(exception, "cause", None) or exception.__cause__  # Ray's, or ours
         if isinstance(cause, StudyError):
             self.study_error = cause
+        elif is_full(exception):  # no fault of the trial's: it stays as it is, to go on from there
+            self.study_error = DiskFull(trial.storage.experiment_fs_path)
+            return
         super()._trial_task_failure(trial, exception)
 
     def _on_trial_reset(self, trial: Trial, success: bool) -> None:
@@ -689,7 +697,7 @@ def save_class(trainable: Any, folder: Path, name: str) -> _TrainingResult:
         trainable._iteration, trainable._time_total, trainable._timesteps_total, trainable._episodes_total
     )
     write(folder, progress, returned if isinstance(returned, dict) else None, name)
-    checkpoint, metrics = Checkpoint(str(folder)), dict(trainable._last_result or {})
+    checkpoint, metrics = Checkpoint(os.path.abspath(folder)), dict(trainable._last_result or {})
     storage = trainable._storage
     if storage is not None:
         storage._update_checkpoint_index(metrics)
@@ -705,7 +713,7 @@ def load_class(trainable: Any, saved: str | Checkpoint | _TrainingResult) -> Non
     """
     checkpoint = saved.checkpoint if isinstance(saved, _TrainingResult) else saved
     if isinstance(checkpoint, str):
-        checkpoint = Checkpoint(checkpoint)
+        checkpoint = Checkpoint(os.path.abspath(checkpoint))
     with checkpoint.as_directory() as folder:
         progress, state = read(Path(folder))
         _set_progress(trainable, progress)

@@ -17,8 +17,19 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.schedulers import TrialScheduler
 
 from hpo_ray.errors import StudyError
-from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
+from hpo_ray.events import (
+    CheckpointSaved,
+    Decided,
+    Event,
+    EventLog,
+    Reported,
+    StudyEnded,
+    TrialAdded,
+    TrialEnded,
+    TrialRetried,
+)
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
+from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import MemoryCheckpoint
 from hpo_ray.executors.keeper import Keeper
 from hpo_ray.pareto import violations
@@ -77,8 +88,19 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """(state, reason) of trials that are about to end because of their last report."""
 
     def append(self, event: Event) -> None:
-        """Writes an event to the log and takes it into account."""
-        self._log.append(event)
+        """Writes an event to the log and takes it into account.
+
+        What the log has no room for has not happened: the study ends with `error`, as the log says it was.
+        """
+        if isinstance(self.error, DiskFull) and not isinstance(event, StudyEnded):
+            return
+        try:
+            self._log.append(event)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.error = DiskFull(self._folder)
+            return
         self.state.apply(event)
         self._keeper.observe(event)
         if self._searcher is not None:
