@@ -82,15 +82,14 @@ def test_a_checkpoint_that_finds_no_room_ends_the_study_and_not_its_trial(
     assert not [event for event in events if isinstance(event, TrialEnded | TrialRetried)]
     assert isinstance(events[-1], StudyEnded) and events[-1].state == "interrupted"
     state = fold(events)
-    assert 2 <= len(state.trials) <= 9 and state.states["running"] == 1
-    assert all(
-        any((study / str(trial.checkpoint)).iterdir()) for trial in state.trials.values() if trial.state == "paused"
-    )
+    saved = [trial for trial in state.trials.values() if trial.checkpoint is not None]
+    assert len(saved) == len(state.trials) - 1 > 1, "all but the one that found no room"
+    assert all(any((study / str(trial.checkpoint)).iterdir()) for trial in saved)
 
 
 def test_a_copy_for_a_population_that_finds_no_room(device: Callable[[int], Path]) -> None:
     overrides = own("BigFile", "method=pbt", "scheduler.population=4", "scheduler.interval=1", "executor=inprocess")
-    for size_kib in range(1000, 2300, 200):
+    for size_kib in range(1000, 1900, 200):
         study = fails(device(size_kib), [*overrides, "scheduler.max_resource=20"])
         assert not fold(read(study / FILE_NAME)).states["failed"]
 
