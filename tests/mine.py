@@ -472,3 +472,19 @@ def big(config):
             with open(os.path.join(folder, "big"), "wb") as file:
                 file.write(b"x" * (200_000 + step))
             tune.report({"loss": loss(config, step)}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def reads_then_fails(config):
+    """Fails at its fourth step, while others than its checkpoint are open."""
+    start = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder, open(os.path.join(folder, "step.json")) as file:
+            start = json.load(file)
+    for step in range(start + 1, 1000):
+        if step == 4:
+            raise ValueError("fails at 4")
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "step.json"), "w") as file:
+                json.dump(step, file)
+            tune.report({"loss": loss(config, step)}, checkpoint=tune.Checkpoint.from_directory(folder))

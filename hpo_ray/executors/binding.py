@@ -24,7 +24,17 @@ from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S, TRIAL_ID, TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
 from hpo_ray.executors.disk import is_full
-from hpo_ray.executors.internals import MemoryStorage, empty_save, join_thread, load_class, own_session, save_class
+from hpo_ray.executors.internals import (
+    MemoryStorage,
+    WatchedCheckpoint,
+    empty_save,
+    join_thread,
+    load_class,
+    own_session,
+    save_class,
+    watch_checkpoint,
+)
+from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
 from hpo_ray.trainables.context import TrialContext, use_context
 
 OUTPUT_FILE = "output.log"
@@ -77,6 +87,9 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     can_save: ClassVar[bool]
     can_reset: ClassVar[bool]
 
+    _unread: WatchedCheckpoint | None = None
+    """The checkpoint that a function was given, until it has reported."""
+
     def __init__(self, config: dict[str, Any], storage: Any = None) -> None:
         # In-process, the driver's own storage would come here, and both sides count checkpoints.
         storage = copy.copy(storage)
@@ -91,7 +104,16 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     def train(self) -> dict[str, Any]:
         """One step, in the trial's scope."""
         with self._scope():
-            return cast("dict[str, Any]", super().train())
+            try:
+                return cast("dict[str, Any]", super().train())
+            except Exception as error:
+                unread, self._unread = self._unread, None
+                # What a function raises while it reads its checkpoint comes in its first step.
+                if unread is not None and unread.raised is not None:
+                    raise UnreadableCheckpoint(f"{type(unread.raised).__name__}: {unread.raised}") from error
+                raise
+            finally:
+                self._unread = None
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """A checkpoint, written beside its final place; an empty one if the user's class has no `save_checkpoint`."""
@@ -116,10 +138,19 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         """Loads a checkpoint, in the trial's scope."""
         with self._scope():
             if isinstance(self, FunctionTrainable):
-                return super().restore(checkpoint_path)
+                return self._restore_function(checkpoint_path)
             if isinstance(self._storage, MemoryStorage):
                 return self._storage.restore(self, checkpoint_path)
             return load_class(self, checkpoint_path)
+
+    def _restore_function(self, saved: Any) -> Any:
+        """Hands a function its checkpoint, and looks at what becomes of it."""
+        try:
+            restored = super().restore(saved)
+        except ValueError as error:  # Ray's, of a folder that is gone
+            raise UnreadableCheckpoint(str(error)) from error
+        self._unread = watch_checkpoint()
+        return restored
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
         """Makes room for another trial, which a trainable that can't be used again must not cost.
@@ -172,6 +203,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         self._context = replace(type(self).study_context, number=int(config[TRIAL_INFO].trial_id))
         self._output = _OutputFile(Path(storage.trial_fs_path, OUTPUT_FILE)) if storage is not None else None
         self._folder: str | None = None
+        self._unread = None
 
     def _leave_trial(self) -> None:
         if self._output is not None:

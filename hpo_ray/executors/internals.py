@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +44,31 @@ from ray.tune.result import (
 )
 from ray.tune.trainable import FunctionTrainable, Trainable
 
-from hpo_ray.errors import StudyError
+from hpo_ray.errors import HpoRayError, StudyError
 from hpo_ray.executors.disk import DiskFull, is_full
-from hpo_ray.trainables.checkpoint import Progress, read, write
+from hpo_ray.trainables.checkpoint import Progress, UnreadableCheckpoint, read, write
 
 __all__ = [
     "ActorHandle",
     "Controller",
+    "Fallback",
     "MemoryCheckpoint",
     "MemoryStorage",
     "StudyStorage",
     "TrackedActor",
+    "WatchedCheckpoint",
+    "begin_anew",
     "check_ray",
     "copy_checkpoint",
-    "load_class",
     "empty_save",
     "join_thread",
     "last_metrics",
+    "load_class",
     "new_trial",
     "on_loopback",
     "own_session",
     "save_class",
+    "watch_checkpoint",
 ]
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
@@ -86,6 +91,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "_unstage_trial_with_resources",
         "_set_trial_status",
         "_process_trial_failure",
+        "_try_recover",
         "stop_trial",
         "_mark_trial_to_checkpoint",
         "end_experiment_callbacks",
@@ -118,11 +124,12 @@ _USED: dict[Any, tuple[str, ...]] = {
         "set_location",
         "init_local_path",
         "handle_error",
+        "pickled_error_file",
         "on_checkpoint",
         "latest_checkpoint_result",
         "set_config",
     ),
-    _CheckpointManager: ("latest_checkpoint_result",),
+    _CheckpointManager: ("latest_checkpoint_result", "register_checkpoint", "best_checkpoint_results"),
 }
 
 
@@ -250,6 +257,32 @@ class MemoryCheckpoint(Checkpoint):  # type: ignore[misc]  # ray ships no types
             yield folder
         finally:
             shutil.rmtree(folder)
+
+
+class WatchedCheckpoint(Checkpoint):  # type: ignore[misc]  # ray ships no types
+    """A function's checkpoint, which notes what was raised while the function had it open."""
+
+    raised: Exception | None = None
+
+    @contextmanager
+    def as_directory(self) -> Iterator[str]:
+        """See Ray's."""
+        with super().as_directory() as folder:
+            try:
+                yield folder
+            except Exception as error:
+                self.raised = error
+                raise
+
+
+def watch_checkpoint() -> WatchedCheckpoint | None:
+    """Puts a watched checkpoint in place of the one that the session has loaded; None if it can't be watched."""
+    session = _session.get_session()
+    loaded = getattr(session, "loaded_checkpoint", None)
+    if loaded is None or isinstance(loaded, MemoryCheckpoint):
+        return None
+    watched = session.loaded_checkpoint = WatchedCheckpoint(loaded.path, loaded.filesystem)
+    return watched
 
 
 class MemoryStorage(StudyStorage):
@@ -469,6 +502,17 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         elif is_full(exception):  # no fault of the trial's: it stays as it is, to go on from there
             self.study_error = DiskFull(trial.storage.experiment_fs_path)
             return
+        if isinstance(cause, UnreadableCheckpoint) and isinstance(trial, StudyTrial):
+            dropped, taken = trial.drop_checkpoint()
+            if dropped is not None and taken is not None:
+                trial.fallback = Fallback(dropped.checkpoint, taken.checkpoint, dict(taken.metrics), str(cause))
+                self._try_recover(trial, exc=exception)  # not counted as a failure of the trial
+                self._callbacks.on_trial_recover(iteration=self._iteration, trials=self._trials, trial=trial)
+            else:
+                super()._trial_task_failure(trial, exception)
+            if dropped is not None and Path(dropped.checkpoint.path).parent == Path(trial.storage.trial_fs_path):
+                shutil.rmtree(dropped.checkpoint.path, ignore_errors=True)  # the log says so by now
+            return
         super()._trial_task_failure(trial, exception)
 
     def _on_trial_reset(self, trial: Trial, success: bool) -> None:
@@ -540,10 +584,48 @@ class ActorHandle:
             """Nothing."""
 
 
+@dataclass(frozen=True)
+class Fallback:
+    """A trial goes on from the checkpoint before its last.
+
+    Attributes:
+        dropped: the last one, which can't be read.
+        taken: the one before.
+        metrics: what had been reported when that was made.
+        why: what the last one was refused with.
+    """
+
+    dropped: Checkpoint
+    taken: Checkpoint
+    metrics: dict[str, Any]
+    why: str
+
+
 class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
     """A trial that costs less: Ray's does for each trial and report what only its own tables and `ResultGrid` need."""
 
     trainable: type
+    fallback: Fallback | None = None
+    """What is to be recorded of a checkpoint that could not be read, and of the one that takes its place."""
+    oldest: _TrainingResult | None = None
+    """The first checkpoint that may take the place of a later one: of those before it, weights or configuration are
+    others."""
+
+    def take_fallback(self) -> Fallback | None:
+        """`fallback`, once."""
+        fallback, self.fallback = self.fallback, None
+        return fallback
+
+    def drop_checkpoint(self) -> tuple[_TrainingResult | None, _TrainingResult | None]:
+        """Forgets the last checkpoint; it, and the one before, which is the last from now on, if there is one."""
+        manager = self.run_metadata.checkpoint_manager
+        known, dropped = manager._checkpoint_results, manager.latest_checkpoint_result
+        first = known.index(self.oldest) if self.oldest in known else 0
+        before = [] if dropped is self.oldest else [result for result in known[first:] if result is not dropped]
+        taken = before[-1] if before else None
+        manager._checkpoint_results, manager._latest_checkpoint_result = before, taken
+        self.invalidate_json_state()
+        return dropped, taken
 
     def init_local_path(self) -> None:
         """Makes the trial's folder, where it will hold something."""
@@ -551,9 +633,12 @@ class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
             super().init_local_path()
 
     def handle_error(self, exc: Any = None) -> None:
-        """Notes a failure, in a file in the trial's folder."""
+        """Notes a failure, in a text file in the trial's folder; Ray pickles it as well, for its own restore."""
         os.makedirs(self.local_path, exist_ok=True)
         super().handle_error(exc)
+        if self.pickled_error_file is not None:
+            Path(self.pickled_error_file).unlink(missing_ok=True)
+            self.run_metadata.pickled_error_filename = None
 
     def on_checkpoint(self, checkpoint_result: _TrainingResult) -> None:
         """Notes a checkpoint; of those in memory the last one only, since none of them can be damaged."""
@@ -644,7 +729,14 @@ def copy_checkpoint(source: Trial, trial: Trial) -> Checkpoint | None:
             return None
     metrics = {key: value for key, value in saved.metrics.items() if key != "config"}
     trial.on_checkpoint(_TrainingResult(checkpoint, {**metrics, TRIAL_ID: trial.trial_id}))
+    begin_anew(trial)
     return checkpoint
+
+
+def begin_anew(trial: Trial) -> None:
+    """From its last checkpoint on, a trial has other weights or another configuration: no earlier one will do."""
+    if isinstance(trial, StudyTrial):
+        trial.oldest = trial.latest_checkpoint_result
 
 
 @contextmanager
@@ -717,7 +809,12 @@ def load_class(trainable: Any, saved: str | Checkpoint | _TrainingResult) -> Non
     with checkpoint.as_directory() as folder:
         progress, state = read(Path(folder))
         _set_progress(trainable, progress)
-        trainable.load_checkpoint(folder if state is None else state)
+        try:
+            trainable.load_checkpoint(folder if state is None else state)
+        except (HpoRayError, UnreadableCheckpoint):
+            raise
+        except Exception as error:  # of the user's code, which reads the files, if there are some
+            raise UnreadableCheckpoint(f"{type(error).__name__}: {error}") from error
 
 
 def _set_progress(trainable: Any, progress: Progress) -> None:

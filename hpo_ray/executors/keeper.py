@@ -1,7 +1,7 @@
 """Which checkpoints of a study stay on the disk.
 
-A trial that runs or is paused has at most two, and a third for the moment in which it is written: Ray Tune removes older
-ones. This removes those of trials that have ended, all but what `store.keep_checkpoints` keeps:
+A trial that runs or is paused has at most two, and a third while one is written: Ray Tune removes older ones. This
+removes those of trials that have ended, all but what `store.keep_checkpoints` keeps:
 
 - `best` (the default): the last one of the best trial that has ended; with several metrics also those of the Pareto
   front of the trials that have ended.
@@ -77,7 +77,7 @@ class Keeper:
         started = self._state.started
         if started is None or not started.metrics or trial.value is None or trial.feasible is False:
             return known
-        if known and trial.resource < known[0].resource or losses(started, trial) is None:
+        if (known and trial.resource < known[0].resource) or losses(started, trial) is None:
             return known
         known = [record for record in known if record.resource == trial.resource] + [trial]
         return [known[index] for index in front([losses(started, record) or () for record in known])]

@@ -30,7 +30,7 @@ from hpo_ray.events import (
 )
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.executors.disk import DiskFull, is_full
-from hpo_ray.executors.internals import MemoryCheckpoint
+from hpo_ray.executors.internals import Fallback, MemoryCheckpoint, StudyTrial
 from hpo_ray.executors.keeper import Keeper
 from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
@@ -159,8 +159,11 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Records a failure. With status ERROR the trial is about to be retried."""
-        text = self._error_text(trial)
-        if trial.status == Trial.ERROR:
+        fallback = trial.take_fallback() if isinstance(trial, StudyTrial) else None
+        text = self._error_text(trial) if fallback is None else ""
+        if fallback is not None:
+            self._went_back(trial, fallback)
+        elif trial.status == Trial.ERROR:
             self.append(TrialRetried(trial.trial_id, text, self.clock()))
         else:
             self._endings.pop(trial.trial_id, None)
@@ -263,6 +266,16 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         if change.checkpoint is not None:
             name = checkpoint_name(change.checkpoint, self._folder)
             self.append(CheckpointSaved(trial.trial_id, change.resource, name, self.clock()))
+
+    def _went_back(self, trial: Trial, fallback: Fallback) -> None:
+        """Records that the last checkpoint can't be read, and that the one before is the last again."""
+        dropped, taken = (
+            checkpoint_name(checkpoint, self._folder) for checkpoint in (fallback.dropped, fallback.taken)
+        )
+        text = f"checkpoint {dropped} can't be read: {fallback.why}; goes on from {taken}"
+        self.append(TrialRetried(trial.trial_id, text, self.clock()))
+        resource = int(fallback.metrics.get(self.time_attr, 0))
+        self.append(CheckpointSaved(trial.trial_id, resource, taken, self.clock()))
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():

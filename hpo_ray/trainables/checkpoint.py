@@ -24,7 +24,6 @@ DICT_FILE = ".hpo_ray.pt"
 """The dict, where JSON can't hold it."""
 
 
-
 class UnreadableCheckpoint(Exception):
     """A checkpoint that can't be gone on from: it is damaged, or gone."""
 

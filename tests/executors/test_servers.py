@@ -27,7 +27,8 @@ def in_a_worker():
 
 ray.get(in_a_worker.remote())
 from ray._raylet import AuthenticationMode, get_authentication_mode
-print(get_authentication_mode() == AuthenticationMode.TOKEN, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ, flush=True)
+untouched = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+print(get_authentication_mode() == AuthenticationMode.TOKEN, untouched, flush=True)
 input()
 executor.stop()
 """
