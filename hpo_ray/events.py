@@ -137,12 +137,16 @@ class Moved:
 
 @dataclass(frozen=True)
 class TrialRetried:
-    """A trial failed and is about to be tried again, from its last checkpoint where it has one."""
+    """A trial failed and is about to be tried again, from its last checkpoint where it has one.
+
+    `counted`: whether that is one of the times that `failure.max_retries` allows; not if only a checkpoint was bad.
+    """
 
     kind: ClassVar[str] = "trial_retried"
     trial_id: str
     error: str
     time: float
+    counted: bool = True
 
 
 @dataclass(frozen=True)

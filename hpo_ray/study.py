@@ -101,6 +101,11 @@ class Draft:
     grid_size: int | None = None
 
     @property
+    def keep_checkpoints(self) -> str:
+        """Which checkpoints of trials that ended stay: `best`, `completed` or `all`."""
+        return str(self.config["store"]["keep_checkpoints"])
+
+    @property
     def virtual_workers(self) -> int:
         """How many workers are simulated; 0 where trials run in real time."""
         executor = self.config["executor"]
@@ -175,6 +180,7 @@ def draft(config: DictConfig) -> Draft:
     if plain["resources"]["cpu"] == plain["resources"]["gpu"] == 0:
         raise ConfigError("resources.cpu=0: a trial without cores needs a GPU; use 1", key="resources.cpu")
     _check_count("failure.max_retries", plain["failure"]["max_retries"], least=0)
+    _check_one_of("store.keep_checkpoints", plain["store"]["keep_checkpoints"], ("best", "completed", "all"))
     _check_count("seed", plain["seed"], least=0)
     budget = _budget(plain["budget"])
     space = Space.from_config(plain["space"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
 from hpo_ray.executors.base import Executor, Resources
 from hpo_ray.executors.binding import bind, can_save, own_request
+from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Controller, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.resuming import RepeatedLog, check_resumable, feed, goes_on_at, take_up
@@ -120,7 +122,9 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
         feed(study, state, events)
     recorder = Recorder(study, repeated.append if repeated else log.append, state, folder, clock)
     recorder.append(replace(resumed, time=clock()) if events and not repeated else started)
-    failure: Exception | None = None
+    if recorder.error is not None:
+        raise recorder.error
+    failures: list[Exception] = []
     controller: Controller | None = None
     try:
         controller, source = _controller(this, recorder)
@@ -131,7 +135,9 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
         if ended == "finished" and state.best is None:
             raise StudyError(_no_value(state, study.draft))
     except Exception as error:  # whatever it is, the log says that the study failed, and why
-        failure, ended, reason = error, "failed", str(error)
+        failure = DiskFull(folder) if is_full(error) and not isinstance(error, StudyError) else error
+        failures.append(failure)
+        ended, reason = "interrupted" if isinstance(failure, DiskFull) else "failed", str(failure)
     finally:
         view.stop()
         if controller is not None:
@@ -139,29 +145,48 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
     model = _model(study, state) if ended == "finished" else None
     recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
     if repeated is not None and repeated.behind:  # what the log says is more than what has come again
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
         return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]))
     result = StudyResult(folder, state)
-    saved = state.best is not None and save_best(folder, state.best)
-    result.write()  # before the test, which may take long or fail
-    if saved and ended == "finished":
+    saved = False
+    with _noting_full(folder, failures):
+        saved = state.best is not None and save_best(folder, state.best)
+    with _noting_full(folder, failures):
+        result.write()  # before the test, which may take long or fail
+    if saved and not failures and ended == "finished":
         try:
             result = replace(result, test_metrics=test_best(folder))
         except Exception as error:  # of the user's code; the study itself is done
             result = replace(result, test_error=f"{type(error).__name__}: {error}")
-        result.write()
-    if failure is not None:
-        raise failure
+        with _noting_full(folder, failures):
+            result.write()
+    if failures:
+        raise failures[0]
     return result
+
+
+@contextmanager
+def _noting_full(folder: Path, failures: list[Exception]) -> Iterator[None]:
+    """Adds to the failures that there was no room for what the block writes."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        failures.append(DiskFull(folder))
 
 
 def _loop(controller: Controller, recorder: Recorder, study: Study, view: View, signals: _Signals) -> tuple[str, str]:
     """Steps until the study is over; how it ended, and why."""
     budget, in_memory = study.draft.budget, study.executor.in_memory
     while not controller.is_finished():
-        with suppress(_Interrupted):
-            controller.step()
+        try:
+            with suppress(_Interrupted):
+                controller.step()
+        except Exception:
+            if recorder.error is None:  # of what came first, the rest is a consequence
+                raise
         elapsed_s = recorder.clock()
         view.update(recorder.state, elapsed_s)
         if error := recorder.error or controller.study_error:
@@ -264,7 +289,11 @@ def _make_folder(draft: Draft) -> Path:
                 f"study.root={draft.root}: can't be written: {error.strerror}", key="study.root"
             ) from None
         break
-    save_config(folder, draft.config)
+    try:
+        save_config(folder, draft.config)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ConfigError(f"study.root={draft.root}: can't be written: {error.strerror}", key="study.root") from None
     return folder
 
 

@@ -24,12 +24,15 @@ from hpo_ray.events import (
     Event,
     Moved,
     Reported,
+    StudyEnded,
     TrialAdded,
     TrialEnded,
     TrialRetried,
 )
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
-from hpo_ray.executors.internals import MemoryCheckpoint, last_metrics
+from hpo_ray.executors.disk import DiskFull, is_full
+from hpo_ray.executors.internals import Fallback, MemoryCheckpoint, StudyTrial, last_metrics
+from hpo_ray.executors.keeper import Keeper
 from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.adapter import CoreScheduler
@@ -76,6 +79,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self.target_reached = False
         self._log = log
         self._folder = folder
+        self._keeper = Keeper(folder, study.draft.keep_checkpoints, state)
         self._metric_name = study.draft.task.metric
         self._max_resource = study.draft.max_resource
         task = study.draft.task
@@ -96,13 +100,24 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """(state, reason) of trials that are about to end because of their last report."""
 
     def append(self, event: Event) -> None:
-        """Writes an event to the log and takes it into account; what can't be written ends the study."""
+        """Writes an event to the log and takes it into account; what can't be written ends the study, with `error`.
+
+        What the log has no room for has not happened.
+        """
+        if isinstance(self.error, DiskFull) and not isinstance(event, StudyEnded):
+            return
         try:
             self._log(event)
         except StudyError as error:
             self.error = self.error or error
             return
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.error = DiskFull(self._folder)
+            return
         self.state.apply(event)
+        self._keeper.observe(event)
         if self._searcher is not None:
             self._searcher.observe(event)
 
@@ -163,8 +178,11 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Records a failure. With status ERROR the trial is about to be retried."""
-        text = self._error_text(trial)
-        if trial.status == Trial.ERROR:
+        fallback = trial.take_fallback() if isinstance(trial, StudyTrial) else None
+        text = self._error_text(trial) if fallback is None else ""
+        if fallback is not None:
+            self._went_back(trial, fallback)
+        elif trial.status == Trial.ERROR:
             self.append(TrialRetried(trial.trial_id, text, self.clock()))
         else:
             self._endings.pop(trial.trial_id, None)
@@ -304,6 +322,16 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 iteration_of(trial) if copied else None,
             )
         )
+
+    def _went_back(self, trial: Trial, fallback: Fallback) -> None:
+        """Records that the last checkpoint can't be read, and that the one before is the last again."""
+        dropped, taken = (
+            checkpoint_name(checkpoint, self._folder) for checkpoint in (fallback.dropped, fallback.taken)
+        )
+        text = f"checkpoint {dropped} can't be read: {fallback.why}; goes on from {taken}"
+        self.append(TrialRetried(trial.trial_id, text, self.clock(), counted=False))
+        resource = int(fallback.metrics.get(self.time_attr, 0))
+        self.append(CheckpointSaved(trial.trial_id, resource, taken, self.clock()))
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():

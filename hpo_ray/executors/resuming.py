@@ -147,8 +147,8 @@ def saved_checkpoints(events: Iterable[Event]) -> dict[str, list[Saved]]:
             known = saved.setdefault(event.trial_id, deque(maxlen=2))
             there = metrics.get((event.trial_id, event.resource), {})
             entry = Saved(event.path, event.resource, event.iteration or event.resource, there)
-            if known and known[-1].path == entry.path:  # a function's, saved once and recorded at each pause
-                known.pop()
+            while any(one.path == entry.path for one in known):  # recorded again: a function's at each pause, or the
+                known.pop()  # one before one that could not be read
             known.append(entry)
         elif isinstance(event, Decided) and event.checkpoint is not None:
             resource = int(event.resource or 0)

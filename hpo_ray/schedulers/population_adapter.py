@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 
-from hpo_ray.executors.internals import copy_checkpoint, last_metrics
+from hpo_ray.executors.internals import begin_anew, copy_checkpoint, last_metrics
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.schedulers.core import Clone
 from hpo_ray.schedulers.explore import FACTORS
@@ -78,6 +78,7 @@ class PopulationScheduler(CoreScheduler):
 
     def _replay(self, trial: Trial, clone: Clone) -> tuple[Change, str]:
         metrics = last_metrics(trial) or {}
+        begin_anew(trial)
         return Change("replay", clone.config, int(metrics.get(self._time_attr, 0))), ""
 
     def _exploit(self, trial: Trial, clone: Clone) -> tuple[Change | None, str]:

@@ -587,7 +587,7 @@ def test_exploiting_copies_weights_and_optimizer_and_applies_the_new_rate(folder
     overrides = ["method=pbt", "task=digits_mlp", "space.optimizer=[adamw]", "~space.momentum", "executor=inprocess"]
     small = ["scheduler.max_resource=2", "scheduler.interval=1", "scheduler.population=4", "seed=2"]
     space = ["space.units=16", "space.layers=1", "scheduler.synchronous=true", "scheduler.resample_probability=0"]
-    result = run_study([*overrides, *small, *space], folder)
+    result = run_study([*overrides, *small, *space, "store.keep_checkpoints=all"], folder)
     events = read(result.path / FILE_NAME)
     (exploit,) = [e for e in events if isinstance(e, Decided) and e.action == "exploit"]
     parent = f"{exploit.tags['parent']:05d}"
