@@ -45,7 +45,8 @@ def run(study: Study, view: View) -> StudyResult:
     """
     check_ray()
     study.draft.free_name()  # a name that is taken is better known before a cluster is started
-    trainable = bind(study.trainable, study.context)
+    timeout_s = study.executor.call_timeout(study.draft.budget.trial_timeout_s)
+    trainable = bind(study.trainable, study.context, timeout_s)
     with _signals(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
         try:
@@ -177,7 +178,7 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
 
 
 def _controller(this: _Run, recorder: Recorder) -> Controller:
-    study, folder = this.study, this.folder
+    study, folder, budget = this.study, this.folder, this.study.draft.budget
     register_trainable(folder.name, this.trainable)
     storage = study.executor.storage(folder, trackers=bool(study.callbacks))
     source = TrialSource(
@@ -200,7 +201,8 @@ def _controller(this: _Run, recorder: Recorder) -> Controller:
         callbacks=[CheckpointRecorder(recorder, folder), *study.callbacks],
         storage=storage,
         max_pending=this.concurrency,
-        actor_manager=study.executor.actor_manager(study.time_attr, study.draft.budget.time_s),
+        actor_manager=study.executor.actor_manager(study.time_attr, budget.time_s, budget.trial_timeout_s),
+        trial_timeout_s=budget.trial_timeout_s,
     )
     if this.resources is not None:
         controller.keep_actors(this.resources, this.concurrency)

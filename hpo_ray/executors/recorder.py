@@ -25,12 +25,14 @@ from hpo_ray.results import StudyState
 from hpo_ray.schedulers.population_adapter import Change
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
-from hpo_ray.trials import TrialRecord
+from hpo_ray.trials import OUTPUT, TrialRecord, split_error
 
 _RAY_ADDS = ("trial_id", "done", "should_checkpoint", "experiment_tag", "_time_total_s")
 _SESSION_ADDS = ("_hostname", "_node_ip", "_pid", "_timestamp")
 _NOT_METRICS = frozenset((*AUTO_RESULT_KEYS, *_RAY_ADDS, *_SESSION_ADDS))
 _ERROR_LINES = 20
+_FEWEST_TRIALS = 8
+"""Below, a study goes on whatever share of its trials has failed."""
 
 
 class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
@@ -64,6 +66,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._folder = folder
         self._metric_name = study.draft.task.metric
         self._max_resource = study.draft.max_resource
+        self._max_failed_fraction = study.max_failed_fraction
         task = study.draft.task
         self._several, self._constraints = tuple(task.metrics), task.constraints
         self._also = [
@@ -78,6 +81,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """Writes an event to the log and takes it into account."""
         self._log.append(event)
         self.state.apply(event)
+        if isinstance(event, Reported | TrialEnded):
+            self._check_failed()
         if self._searcher is not None:
             self._searcher.observe(event)
 
@@ -241,8 +246,23 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
-            error += f"\noutput: {output.relative_to(self._folder)}"
+            error += f"{OUTPUT}{output.relative_to(self._folder)}"
         self.append(TrialEnded(trial.trial_id, state, reason, error, self.clock()))
+
+    def _check_failed(self) -> None:
+        """Ends a study in which nearly everything fails: what is wrong is then not the configurations."""
+        failed, heard, most = self.state.states["failed"], self.state.heard, self._max_failed_fraction
+        if heard < _FEWEST_TRIALS or failed / heard <= most or self.error is not None:
+            return
+        assert self.state.first_failure is not None
+        number, text = self.state.first_failure
+        text, output = split_error(text)
+        text += f"\noutput: {self._folder / output}" if output is not None else ""
+        self.error = StudyError(
+            f"{failed} of the {heard} trials that have reported or failed so far have failed, more than "
+            f"failure.max_failed_fraction={most:g} of them; with failure.max_failed_fraction=1 the study goes on "
+            f"whatever fails. The first, trial {number}, failed with:\n{text}"
+        )
 
     def _error_text(self, trial: Trial) -> str:
         """The last lines of what the trial raised: Ray has just written it to the trial's folder."""

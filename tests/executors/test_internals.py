@@ -29,7 +29,8 @@ def test_a_ray_that_moved_a_name_is_reported_by_it(monkeypatch: pytest.MonkeyPat
 def test_what_the_controller_overrides_is_there_to_be_overridden() -> None:
     """A private method that Ray renames would otherwise silently be ours alone."""
     own = {"close", "keep_actors", "num_active", "_leave_reset", "_forget_ended", "_wrapper", "study_error"}
-    for cls in (internals.Controller, internals.StudyStorage, internals.StudyTrial):
+    own |= {"_answered", "_end_those_that_hang", "has_news_of"}
+    for cls in (internals.Controller, internals._ActorManager, internals.StudyStorage, internals.StudyTrial):
         for name in set(vars(cls)) - own - {"aside", "trainable"}:
             if not name.startswith("__"):
                 assert any(name in vars(base) for base in cls.__mro__[1:]), f"{cls.__name__}.{name}"
