@@ -28,7 +28,7 @@ from hpo_ray.trainables.context import TrialContext, use_context
 OUTPUT_FILE = "output.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PLUMBING = re.compile(
-    r"[\\/](ray[\\/](air|tune|train|_private)|hpo_ray[\\/]executors)[\\/]|python[\\/]ray[\\/]_raylet|[\\/]contextlib\.py"
+    r"[\\/](ray[\\/](air|tune|train|util|_private)|hpo_ray[\\/]executors)[\\/]|python[\\/]ray[\\/]_raylet|[\\/]contextlib\.py"
 )
 
 

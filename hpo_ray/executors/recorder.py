@@ -7,6 +7,7 @@ The rules: each report has the metric; a value that is not finite ends the trial
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8", errors="replace") if path and Path(path).exists() else ""
         last = text.rpartition("Failure # ")[2].partition("\n")[2] or text  # Ray appends one failure to another
-        return "\n".join(readable(last).splitlines()[-_ERROR_LINES:]) or "unknown error"
+        return "\n".join(_death(readable(last)).splitlines()[-_ERROR_LINES:]) or "unknown error"
 
     def _reason(self, trial: Trial) -> str:
         return str(self._ask("reason", trial) or "")
@@ -309,6 +310,18 @@ def _trained(record: TrialRecord, resource: int) -> int:
     if resource <= before:
         before = record.checkpoint_resource if record.checkpoint_resource < resource else 0
     return resource - before
+
+
+def _death(text: str) -> str:
+    """What Ray says of a worker that died, in one line; any other text as it is."""
+    if not text.startswith("The actor died unexpectedly"):
+        return text
+    known = dict(re.findall(r"^\t(pid|ip): (.*)$", text, re.MULTILINE))
+    reason = text.splitlines()[-1].strip()
+    reason = re.sub(r"^The actor is dead because its worker process has died\. .*Worker exit detail: ", "", reason)
+    reason = reason.partition(" If the process was killed by the kernel OOM killer")[0]  # how to set up Ray
+    where = f" (pid {known.get('pid', 'unknown')} on {known['ip']})" if "ip" in known else ""
+    return f"the worker died{where}: {reason}"
 
 
 def checkpoint_name(checkpoint: Any, folder: Path) -> str | None:
