@@ -430,6 +430,8 @@ def goes_wrong(step):
     print("about to", kind, flush=True)
     if kind == "raise":
         raise ValueError("went wrong")
+    if kind == "interrupt":
+        raise KeyboardInterrupt
     if kind == "hang":
         time.sleep(1000)
     if kind == "loop":

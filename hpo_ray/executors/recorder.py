@@ -20,6 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 from hpo_ray.errors import StudyError
 from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
+from hpo_ray.executors.deadline import KEY as TIMEOUT_KEY
 from hpo_ray.executors.internals import MemoryCheckpoint
 from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
@@ -32,6 +33,7 @@ _RAY_ADDS = ("trial_id", "done", "should_checkpoint", "experiment_tag", "_time_t
 _SESSION_ADDS = ("_hostname", "_node_ip", "_pid", "_timestamp")
 _NOT_METRICS = frozenset((*AUTO_RESULT_KEYS, *_RAY_ADDS, *_SESSION_ADDS))
 _ERROR_LINES = 20
+_DIED = "the worker died"
 _FEWEST_TRIALS = 8
 """Below, a study goes on whatever share of its trials has failed."""
 
@@ -145,7 +147,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             self.append(TrialRetried(trial.trial_id, text, self.clock()))
         else:
             self._endings.pop(trial.trial_id, None)
-            self._ended(trial, "failed", "raised an error", text)
+            self._ended(trial, "failed", _why(text), text)
         self.scheduler.on_trial_error(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
@@ -312,6 +314,13 @@ def _trained(record: TrialRecord, resource: int) -> int:
     return resource - before
 
 
+def _why(text: str) -> str:
+    """Why a trial has failed, in a word or two."""
+    if text.startswith(_DIED):
+        return "its worker died"
+    return "took too long" if text.endswith(f"({TIMEOUT_KEY})") else "raised an error"
+
+
 def _death(text: str) -> str:
     """What Ray says of a worker that died, in one line; any other text as it is."""
     if not text.startswith("The actor died unexpectedly"):
@@ -321,7 +330,7 @@ def _death(text: str) -> str:
     reason = re.sub(r"^The actor is dead because its worker process has died\. .*Worker exit detail: ", "", reason)
     reason = reason.partition(" If the process was killed by the kernel OOM killer")[0]  # how to set up Ray
     where = f" (pid {known.get('pid', 'unknown')} on {known['ip']})" if "ip" in known else ""
-    return f"the worker died{where}: {reason}"
+    return f"{_DIED}{where}: {reason}"
 
 
 def checkpoint_name(checkpoint: Any, folder: Path) -> str | None:
