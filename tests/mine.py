@@ -488,3 +488,12 @@ def faulty(config):
                 json.dump(step, file)
             report = {"loss": math.nan if wrong else loss(config, step)}
             tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+class Slow(DictCheckpoint):
+    """Takes its time."""
+
+    def step(self):
+        """One step."""
+        time.sleep(0.3)
+        return super().step()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -257,9 +262,10 @@ def test_what_hangs_is_interrupted_and_the_error_says_where(folder: Path, name: 
 
 
 def test_a_setup_that_hangs_fails_its_trial(folder: Path) -> None:
-    result = study(folder, "random", "1-0-hang", 1, "Faulty", "budget.trials=2")
-    assert outcome(result) == {0: ("completed", 9), 1: ("failed", 0)}
-    assert f"setup took more than {TIMEOUT} s (budget.trial_timeout_s)" in str(result.trials[1].error)
+    result = study(folder, "random", "0-0-hang_2-0-hang", 1, "Faulty", "budget.trials=4")
+    assert outcome(result) == {0: ("failed", 0), 1: ("completed", 9), 2: ("failed", 0), 3: ("completed", 9)}
+    for number, what in ((0, "setup"), (2, "reset_config")):
+        assert f"{what} took more than {TIMEOUT} s (budget.trial_timeout_s)" in str(result.trials[number].error)
 
 
 def test_the_deadline_is_taken_away_after_each_call(folder: Path) -> None:
@@ -284,16 +290,16 @@ def test_in_another_thread_nothing_could_be_interrupted(folder: Path) -> None:
     assert not (folder / "studies").exists()
 
 
-@pytest.mark.parametrize("retries", [0, 1])
-def test_simulated_hangs_are_those_of_virtual_time(folder: Path, retries: int) -> None:
-    # Of two workers the second is four times slower: a step of 2 s takes 8 s there.
+@pytest.mark.parametrize(("retries", "state", "end"), [(0, "failed", 6.0), (1, "failed", 10.0), (2, "completed", 16.0)])
+def test_simulated_hangs_are_those_of_virtual_time(folder: Path, retries: int, state: str, end: float) -> None:
+    # Of two workers the second is four times slower: a step of 2 s takes 8 s there. The first is free at 6 s.
     overrides = ["executor=simulated", "executor.workers=2", "executor.speeds=[1,0.25]", "executor.step_s=2"]
     overrides += ["budget.trial_timeout_s=5", "method=random", "budget.trials=2", f"failure.max_retries={retries}"]
     result = run_study([*own("Faulty"), "task.max_resource=3", *overrides], folder)
-    assert [trial.state for trial in result.trials] == ["completed", "completed" if retries else "failed"]
+    assert [trial.state for trial in result.trials] == ["completed", state]
     failed = next(e for e in read(result.path / FILE_NAME) if isinstance(e, TrialRetried if retries else TrialEnded))
     assert failed.time == 5.0 and "no report for 5 s (budget.trial_timeout_s)" in str(failed.error)
-    assert result.state.ended is not None and result.state.ended.time == (12.0 if retries else 6.0)
+    assert result.state.ended is not None and result.state.ended.time == end
 
 
 # Studies in which everything fails.
@@ -304,7 +310,8 @@ def test_simulated_hangs_are_those_of_virtual_time(folder: Path, retries: int) -
     [
         ({n: "raise" for n in range(20)}, 0.9, 8, 8),
         ({n: "nan" for n in range(20)}, 0.9, 8, 8),
-        ({n: "raise" for n in range(20) if n != 7}, 0.9, None, None),  # 19 of 20, but 12 of 13 at first
+        ({n: "raise" for n in range(20) if n != 7}, 0.9, 10, 11),  # 9 of 10 is not more
+        ({n: "raise" for n in range(7)}, 0.9, None, None),  # 7 of 8
         ({n: "raise" for n in range(20) if n % 2}, 0.4, 4, 8),
         ({n: "raise" for n in range(20) if n % 2}, 0.5, None, None),
         ({n: "raise" for n in range(20) if n >= 10}, 0.49, 10, 20),
@@ -350,8 +357,8 @@ def test_a_study_that_ends_so_leaves_the_running_trials_unfinished(
     assert "failure.max_failed_fraction=0.9" in capsys.readouterr().err
     result = load_study(folder / "outputs/s")
     states = result.state.states  # all twelve have reported before the first fails: 11 of 12 is more than 0.9
-    assert (states["failed"], states["running"], result.state.heard) == (11, 1, 12)
-    assert json.loads((result.path / "result.json").read_text())["totals"]["unfinished"] == 1
+    assert (states["failed"], states["running"], result.state.heard) == (11, 9, 12)
+    assert json.loads((result.path / "result.json").read_text())["totals"]["unfinished"] == 9
 
 
 # What a person sees.
@@ -422,3 +429,56 @@ def on_ray(folder: Path, method: str, faults: str, *more: str) -> StudyResult:
         "budget.concurrency=3",
     ]
     return run_study([*overrides, f"task.args.faults={faults}", "budget.trial_timeout_s=3", *more], folder)
+
+
+NODE = """
+import os, sys, threading, time
+from pathlib import Path
+import hpo_ray.executors
+import ray
+from ray.cluster_utils import Cluster
+from hpo_ray.testing import run_study
+
+folder, path = Path(sys.argv[1]), sys.argv[2]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+
+def lose():
+    log = folder / "custom-random-1" / "events.jsonl"
+    while not (log.exists() and all(f'"reported", "trial_id": "0000{n}"' in log.read_text() for n in (0, 1))):
+        time.sleep(0.1)
+    cluster.remove_node(second, allow_graceful=False)
+
+threading.Thread(target=lose, daemon=True).start()
+run_study(sys.argv[3:], folder)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_worker_that_dies_with_its_node_costs_its_trial_or_nothing(folder: Path, retries: int) -> None:
+    """Of two nodes with a core each one goes in the middle of the study; the trials go on on the other."""
+    temp = tempfile.mkdtemp(prefix="hr", dir="/tmp")
+    overrides = [*own("Slow"), "method=random", "budget.trials=4", "task.max_resource=6", "executor=ray"]
+    overrides.append(f"failure.max_retries={retries}")
+    path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
+    child = subprocess.run(
+        [sys.executable, "-c", NODE, str(folder), path, *overrides],
+        env={**os.environ, "RAY_TMPDIR": temp},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    shutil.rmtree(temp, ignore_errors=True)
+    assert child.returncode == 0, child.stderr[-3000:]
+    result = load_study(folder / "custom-random-1")
+    check_ended(result)
+    events = read(result.path / FILE_NAME)
+    hit = [e for e in events if isinstance(e, TrialRetried) or (isinstance(e, TrialEnded) and e.state == "failed")]
+    assert len(hit) == 1 and str(hit[0].error).startswith("the worker died")
+    assert [trial.state for trial in result.trials].count("failed") == 1 - retries
+    assert all(trial.resource == 6 for trial in result.trials if trial.state == "completed")
