@@ -283,7 +283,7 @@ class _ActorManager(RayActorManager):  # type: ignore[misc]  # ray ships no type
 
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
         if not isinstance(exception, RayActorError | RayTaskError):
-            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+            exception = RayActorError(error_msg=f"the worker died: {type(exception).__name__}: {exception}")
         super()._actor_task_failed(tracked_actor_task, exception)
 
     def has_news_of(self, actor: TrackedActor) -> bool:

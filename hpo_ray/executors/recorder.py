@@ -323,6 +323,8 @@ def _why(text: str) -> str:
 
 def _death(text: str) -> str:
     """What Ray says of a worker that died, in one line; any other text as it is."""
+    if lost := re.match(r"The actor \w+ is unavailable: (.*)", text, re.DOTALL):
+        return f"{_DIED}, or its node can't be reached: {lost[1]}"
     if not text.startswith("The actor died unexpectedly"):
         return text
     known = dict(re.findall(r"^\t(pid|ip): (.*)$", text, re.MULTILINE))

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
 from hpo_ray.errors import StudyError
 from hpo_ray.executors import internals
@@ -41,3 +42,16 @@ def test_no_other_module_imports_private_parts_of_ray() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.name != "internals.py":
             assert not private.search(path.read_text()), path
+
+
+def test_a_worker_that_ray_kills_for_memory_is_a_dead_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's manager raises whatever is neither of the two errors that it knows, which would end the study."""
+    seen: list[Exception] = []
+    base = internals.RayActorManager
+    monkeypatch.setattr(base, "_actor_task_failed", lambda self, task, exception: seen.append(exception))
+    manager = internals._ActorManager.__new__(internals._ActorManager)
+    died = internals.RayActorError(error_msg="died")
+    for exception in (OutOfMemoryError("low on memory"), died):
+        manager._actor_task_failed(None, exception)
+    assert isinstance(seen[0], internals.RayActorError) and seen[1] is died
+    assert str(seen[0]) == "the worker died: OutOfMemoryError: low on memory"
