@@ -325,6 +325,9 @@ def _death(text: str) -> str:
     """What Ray says of a worker that died, in one line; any other text as it is."""
     if lost := re.match(r"The actor \w+ is unavailable: (.*)", text, re.DOTALL):
         return f"{_DIED}, or its node can't be reached: {lost[1]}"
+    if "due to the node running low on memory" in text:  # and then fifty lines on Ray's object store
+        used = re.search(r"was (\S+ used / \S+ limit)", text)
+        return f"{_DIED}: Ray killed it because its node ran low on memory{f' ({used[1]})' if used else ''}"
     if not text.startswith("The actor died unexpectedly"):
         return text
     known = dict(re.findall(r"^\t(pid|ip): (.*)$", text, re.MULTILINE))

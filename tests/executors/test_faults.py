@@ -21,6 +21,7 @@ import pytest
 from hpo_ray.__main__ import main
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, TrialEnded, TrialRetried, read
+from hpo_ray.executors.recorder import _death
 from hpo_ray.results import StudyResult, load_study
 from hpo_ray.schedulers import hyperband_brackets
 from hpo_ray.schedulers.brackets import Bracket, Rung
@@ -384,6 +385,35 @@ def test_a_setup_that_raises_a_keyboard_interrupt_fails_its_trial(folder: Path) 
 
 
 # On Ray: what ends a process.
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ValueError: no", "ValueError: no"),
+        (
+            "The actor died unexpectedly before finishing this task.\n\tclass_name: train\n\tpid: 7\n\tip: 10.0.0.1\n"
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+            "Worker unexpectedly exits. If the process was killed by the kernel OOM killer (verifiable by dmesg), do this.",
+            "the worker died (pid 7 on 10.0.0.1): Worker unexpectedly exits.",
+        ),
+        (
+            "The actor died unexpectedly before finishing this task.",
+            "the worker died: The actor died unexpectedly before finishing this task.",
+        ),
+        (
+            "The actor 4bd3 is unavailable: reset by peer.",
+            "the worker died, or its node can't be reached: reset by peer.",
+        ),
+        (
+            "the worker died: OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory. Memory "
+            "on the node (IP: 10.0.0.1, ID: b) was 1.79GB used / 23.54GB limit (0.075)\nObject store memory usage: [",
+            "the worker died: Ray killed it because its node ran low on memory (1.79GB used / 23.54GB limit)",
+        ),
+    ],
+)
+def test_what_ray_says_of_a_dead_worker_in_one_line(text: str, says: str) -> None:
+    assert _death(text) == says
 
 
 @pytest.mark.ray
