@@ -394,7 +394,7 @@ def test_a_setup_that_raises_a_keyboard_interrupt_fails_its_trial(folder: Path) 
         (
             "The actor died unexpectedly before finishing this task.\n\tclass_name: train\n\tpid: 7\n\tip: 10.0.0.1\n"
             "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
-            "Worker unexpectedly exits. If the process was killed by the kernel OOM killer (verifiable by dmesg), do this.",
+            "Worker unexpectedly exits. If the process was killed by the kernel OOM killer (see dmesg), do this.",
             "the worker died (pid 7 on 10.0.0.1): Worker unexpectedly exits.",
         ),
         (
