@@ -234,7 +234,7 @@ def _compare(typed: list[str]) -> int:
     comparison = parse(options.overrides, options.config_dir, options.config_name)
     quiet = comparison.first.config["view"] == "none"
     outcome = run_all(comparison, (lambda line: None) if quiet else (lambda line: print(line, flush=True)))
-    scale, again = comparison.scale, "type the same command again: what has ended stays, the others start again"
+    scale, again = comparison.scale, "type the same command again: it goes on where it was"
     if not quiet:
         print()
         if outcome.rows:
@@ -505,7 +505,7 @@ def _study_line(folder: Path) -> str:
         value = f"{result['metric']['name']} {best['value']:.6g}, " if best else ""
         return f"{result['state']}: {value}{totals['trials']} trials, seed {result['seed']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "not finished"
+        return f"cut off: {resume_command(folder)}"
 
 
 def _print_table(rows: list[list[str]]) -> None:

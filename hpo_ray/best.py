@@ -46,7 +46,7 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
     try:
         aside.mkdir()
         if saved:
-            shutil.copytree(folder / str(best.checkpoint), aside / CHECKPOINT_FOLDER)
+            shutil.copytree(folder / str(best.checkpoint), aside / CHECKPOINT_FOLDER, copy_function=_link)
         (aside / BEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
@@ -54,6 +54,17 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return saved
+
+
+def _link(source: str, target: str) -> None:
+    """The same file in a second place, at once and without room; a copy where the file system has no links.
+
+    No checkpoint is changed once it is written.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def save_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 
 from hpo_ray.config import load
 from hpo_ray.errors import ConfigError, StudyError
+from hpo_ray.events import LogError
 from hpo_ray.report.comparison import Row, Scale, Trace, draw, markdown, rows_of, table, target_of, trace
-from hpo_ray.results import RESULT_FILE, write_whole
+from hpo_ray.results import RESULT_FILE, StudyResult, write_whole
 from hpo_ray.schedulers.brackets import DEFAULT_TRIALS
 from hpo_ray.study import Draft, build, draft
 
@@ -188,29 +189,41 @@ def run_all(comparison: Comparison, say: Callable[[str], None]) -> Outcome:
 
 def _run_missing(comparison: Comparison, folder: Path, say: Callable[[str], None]) -> str | None:
     """Runs the studies that have not ended yet; the reason if a signal ended it."""
-    from hpo_ray.executors.loop import run
-    from hpo_ray.view import View
-
     # All methods of a seed, then the next seed, so that an interrupted comparison is balanced.
     order = [(entry, seed) for seed in comparison.seeds for entry in comparison.entries]
     for number, (entry, seed) in enumerate(order, 1):
         place = folder / entry.folder(seed)
         if _result(place) is not None:
             continue
-        shutil.rmtree(place, ignore_errors=True)  # it was interrupted
         who = f"[{number}/{len(order)}] {entry.label}, seed {seed}"
         try:
-            ended = run(build(entry.study(folder, seed)), View()).state.ended
+            ended = _run_one(entry, folder, seed).state.ended
         except StudyError as error:
             say(f"{who}: failed: {str(error).splitlines()[0]}")
             continue
         except KeyboardInterrupt:  # between two studies; one that runs handles it itself
             return "SIGINT received"
         if ended is not None and ended.state == "interrupted":
-            shutil.rmtree(place)
             return ended.reason
         say(f"{who}: {_one_line(_result(place), comparison)}")
     return None
+
+
+def _run_one(entry: Entry, folder: Path, seed: int) -> StudyResult:
+    """Runs a study, or goes on with it if it was interrupted; a simulated one starts again, which costs no time."""
+    from hpo_ray.executors.loop import run
+    from hpo_ray.resume import reopen
+    from hpo_ray.view import View
+
+    place = folder / entry.folder(seed)
+    if place.exists() and not entry.draft.virtual_workers:
+        try:
+            reopened = reopen(str(place))
+            return run(build(reopened.draft), View(), reopened.folder)
+        except (ConfigError, LogError):  # it had hardly begun, or is damaged
+            pass
+    shutil.rmtree(place, ignore_errors=True)
+    return run(build(entry.study(folder, seed)), View())
 
 
 def headline(comparison: Comparison) -> str:

@@ -187,7 +187,8 @@ class StudyResumed:
     """The study goes on, in another process. What comes after a `StudyEnded` is after this.
 
     `wall` is in seconds since the epoch. The time that the study stood still counts nothing: `time` goes on where it
-    was. `budget`: what it may spend from here on.
+    was. `budget`: what it may spend from here on. `cut_off`: ids of the trials that were in training when its process
+    died; none if it ended by itself.
     """
 
     kind: ClassVar[str] = "study_resumed"
@@ -195,6 +196,7 @@ class StudyResumed:
     wall: float
     budget: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    cut_off: Sequence[str] = ()
 
 
 Event = (
@@ -368,22 +370,25 @@ def repair(path: Path) -> int:
     Raises:
         LogError: a newer version has written the log.
     """
-    size = path.stat().st_size
     with path.open("rb+") as file:
         data = file.read()
         first, newline, _ = data.partition(b"\n")
         if newline:
             with suppress(ValueError):
                 _check_version(path, first.decode("utf-8"))
-        keep = data.rfind(b"\n") + 1
-        last = data.rfind(b"\n", 0, max(0, keep - 1)) + 1
-        if last and not _readable(data[last:keep]):
-            keep = last
-        if keep < size:
+        keep = whole(data)
+        if keep < len(data):
             file.truncate(keep)
             file.flush()
             os.fsync(file.fileno())
-    return size - keep
+    return len(data) - keep
+
+
+def whole(data: bytes) -> int:
+    """How many bytes of a log's content are left when a torn last line is cut; see `repair`."""
+    keep = data.rfind(b"\n") + 1
+    last = data.rfind(b"\n", 0, max(0, keep - 1)) + 1
+    return last if last and not _readable(data[last:keep]) else keep
 
 
 def _readable(line: bytes) -> bool:

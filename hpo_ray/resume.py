@@ -17,7 +17,7 @@ from hpo_ray.best import CONFIG_FILE
 from hpo_ray.compare import FILE as COMPARISON_FILE
 from hpo_ray.config import groups, load_again
 from hpo_ray.errors import ConfigError
-from hpo_ray.events import FILE_NAME, Event, LogError, StudyResumed, StudyStarted, read
+from hpo_ray.events import FILE_NAME, Event, LogError, StudyResumed, StudyStarted, parse, whole
 from hpo_ray.results import StudyState, fold
 from hpo_ray.study import Draft, draft, versions
 
@@ -114,7 +114,8 @@ def _events(folder: Path) -> list[Event]:
             f"go on; start a new one"
         )
     try:
-        events = read(path)
+        data = path.read_bytes()
+        events = list(parse(path, data[: whole(data)]))
     except LogError as error:
         raise LogError(
             f"{error}. It can't go on from a log that is damaged in the middle. If the lines before that one are "
@@ -166,11 +167,10 @@ def _check_grown(again: Draft, before: Draft, state: StudyState) -> None:
         new, old = again.config["budget"][key], before.config["budget"][key]
         if new == old:
             continue
-        if again.plan.trials is not None and (before.plan.trials is None or again.plan.trials < before.plan.trials):
-            had = "no limit" if before.plan.trials is None else f"{before.plan.trials} trials"
+        ours, theirs = again.plan.trials, before.plan.trials
+        if ours is not None and theirs is not None and ours < theirs:
             raise ConfigError(
-                f"budget.{key}={new}: that is {again.plan.trials} trials, and the study has had {had}; a budget can "
-                f"only grow",
+                f"budget.{key}={new}: that is {ours} trials, and the study has had {theirs}; a budget can only grow",
                 key=f"budget.{key}",
             )
     if again.plan.trials is not None and again.plan.trials < len(state.trials):

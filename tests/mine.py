@@ -585,3 +585,34 @@ class Slow(DictCheckpoint):
         """One step."""
         time.sleep(0.3)
         return super().step()
+
+
+class Sluggish(DictCheckpoint):
+    """A step takes a while."""
+
+    def step(self):
+        """One step."""
+        time.sleep(0.03)
+        return super().step()
+
+
+class Endless(DictCheckpoint):
+    """Its first step never ends."""
+
+    def step(self):
+        """Waits, and says so."""
+        print("waits", flush=True)
+        while True:
+            time.sleep(0.01)
+
+
+class Suicidal(DictCheckpoint):
+    """Its third trial kills its process."""
+
+    def step(self):
+        """One step, or the last one."""
+        from hpo_ray import get_context
+
+        if get_context().number == 2 and self.steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step()

@@ -198,17 +198,17 @@ def test_settings_of_one_method(folder: Path) -> None:
 def test_an_interrupted_comparison_goes_on_where_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, runs = loop.run, []
 
-    def until_the_fifth(study, view):  # type: ignore[no-untyped-def]
+    def until_the_fifth(study, view, *taken_up):  # type: ignore[no-untyped-def]
         runs.append(study.draft.name)
         if len(runs) == 5:
             timer = study.executor.clock
 
-            def interrupted():  # type: ignore[no-untyped-def]
+            def interrupted(since: float):  # type: ignore[no-untyped-def]
                 signal.raise_signal(signal.SIGINT)
                 return timer()
 
             study.executor.clock = interrupted
-        return original(study, view)
+        return original(study, view, *taken_up)
 
     monkeypatch.setattr(loop, "run", until_the_fifth)
     first = compared(folder / "out", *COMMAND)
@@ -216,9 +216,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(folder: Path, monkeypatc
     assert [row.seeds for row in first.rows] == [1, 1, 1], "the table is of the seeds that all methods have"
     assert not json.loads((first.folder / "comparison.json").read_text())["finished"]
     # A process that died in the middle of a study leaves one without a result.
-    (first.folder / "asha-seed1").mkdir()
+    (first.folder / "asha-seed1").mkdir(exist_ok=True)
     (first.folder / "asha-seed1" / "events.jsonl").write_text("{")
-    monkeypatch.setattr(loop, "run", lambda study, view: (runs.append(study.draft.name), original(study, view))[1])
+    monkeypatch.setattr(loop, "run", lambda study, *rest: (runs.append(study.draft.name), original(study, *rest))[1])
     second = compared(folder / "out", *COMMAND)
     assert second.folder == first.folder and second.done == 9 and second.interrupted is None
     assert runs[:5] == ["random-seed0", "asha-seed0", "hyperband-seed0", "random-seed1", "asha-seed1"]

@@ -230,6 +230,10 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
             except Exception as error:
                 self._note(error)
                 raise
+            except BaseException:  # a signal ends the study, and nobody waits for a function's thread
+                self._hung = True
+                abandon_thread(self)
+                raise
 
     def _note(self, error: Exception) -> None:
         """Writes an error into the trial's output."""

@@ -26,7 +26,7 @@ from hpo_ray.executors.binding import bind, can_save, own_request
 from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Controller, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
-from hpo_ray.executors.resuming import RepeatedLog, check_resumable, feed, goes_on_at, take_up
+from hpo_ray.executors.resuming import RepeatedLog, check_resumable, cut_off, feed, goes_on_at, take_up
 from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyResult, StudyState, fold
 from hpo_ray.schedulers.adapter import CoreScheduler
@@ -122,7 +122,8 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
     elif events:
         feed(study, state, events)
     recorder = Recorder(study, repeated.append if repeated else log.append, state, folder, clock)
-    recorder.append(replace(resumed, time=clock()) if events and not repeated else started)
+    dying = cut_off(state) if study.executor.name == "inprocess" else []  # elsewhere a trial takes its worker only
+    recorder.append(replace(resumed, time=clock(), cut_off=dying) if events and not repeated else started)
     if recorder.error is not None:
         raise recorder.error
     failures: list[Exception] = []
@@ -130,7 +131,7 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
     try:
         controller, source = _controller(this, recorder)
         if events and repeated is None:
-            take_up(study, events, folder, recorder, source, controller)
+            take_up(study, events, dying, folder, recorder, source, controller)
         view.start(study.draft, folder)
         ended, reason = _loop(controller, recorder, study, view, signals)
         if ended == "finished" and state.best is None:

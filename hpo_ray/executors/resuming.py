@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from hpo_ray.schedulers.core import Action
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
 from hpo_ray.trials import TrialRecord
+
+_MOST_DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,20 @@ def feed(study: Study, state: StudyState, events: Iterable[Event]) -> None:
 
 
 def take_up(
-    study: Study, events: Iterable[Event], folder: Path, recorder: Recorder, source: TrialSource, controller: Controller
+    study: Study,
+    events: Iterable[Event],
+    dying: Sequence[str],
+    folder: Path,
+    recorder: Recorder,
+    source: TrialSource,
+    controller: Controller,
 ) -> None:
     """Hands the trials that have not ended back to the controller, or ends them where only that is left.
 
     Args:
         study: whose scheduler has heard the log.
         events: the log.
+        dying: `cut_off` of the study as the log has it.
         folder: the study's folder.
         recorder: records what ends here.
         source: gets the trials that have to train.
@@ -110,7 +119,7 @@ def take_up(
     assert isinstance(study.scheduler, CoreScheduler)
     fold, state = study.scheduler.fold, recorder.state
     source.number = len(state.trials)
-    checkpoints, settled = saved_checkpoints(events), _settled(events)
+    checkpoints, settled, deaths = saved_checkpoints(events), _settled(events), _deaths(events)
     for record in state.trials.unfinished():
         trial_id, standing = record.trial_id, fold.standing[record.trial_id]
         there = [saved for saved in checkpoints.get(trial_id, []) if _place(folder, saved).is_dir()]
@@ -120,12 +129,19 @@ def take_up(
         if last[0] > standing.seen:
             recorder.end_now(trial_id, "failed", f"{study.draft.task.metric} is {last[1]} at {last[0]}")
             continue
+        if deaths.get(trial_id, 0) + (trial_id in dying) >= _MOST_DEATHS:
+            # In-process what kills its process kills the study, each time that it is taken up.
+            reason = f"the study's process has died {_MOST_DEATHS} times in a row while this trial trained"
+            recorder.end_now(trial_id, "failed", reason)
+            continue
         full = standing.seen >= study.draft.max_resource
         if saved_there and (full or standing.decision.action is Action.STOP):
             reason = fold.reasons.get(trial_id) or f"reached max_resource {study.draft.max_resource}"
             recorder.end_now(trial_id, "completed" if full else "stopped", reason)
             continue
-        as_it_was = saved_there or trial_id in settled or trial_id in fold.losers
+        # A function may have been paused without a checkpoint of where it is, and then there is none to miss.
+        unsaved = not isinstance(study.trainable, type) and record.checkpoint_resource != standing.seen
+        as_it_was = saved_there or (unsaved and trial_id in settled) or trial_id in fold.losers
         paused = standing.decision.action is Action.PAUSE and as_it_was
         trial = source.make(trial_id, record.number, record.config)
         known = [(str(_place(folder, saved)), _result(saved, study.time_attr)) for saved in there]
@@ -134,6 +150,25 @@ def take_up(
             controller.add_trial(trial)
         else:
             source.again.append(trial)
+
+
+def cut_off(state: StudyState) -> list[str]:
+    """The trials that were in training when the study's process died; none if it ended in order."""
+    if state.ended is not None:
+        return []
+    return [record.trial_id for record in state.trials.unfinished() if record.state == "running"]
+
+
+def _deaths(events: Iterable[Event]) -> dict[str, int]:
+    """How often in a row the study's process has died while a trial trained, without a report of it in between."""
+    deaths: dict[str, int] = {}
+    for event in events:
+        if isinstance(event, StudyResumed):
+            for trial_id in event.cut_off:
+                deaths[trial_id] = deaths.get(trial_id, 0) + 1
+        elif isinstance(event, Reported):
+            deaths.pop(event.trial_id, None)
+    return deaths
 
 
 def saved_checkpoints(events: Iterable[Event]) -> dict[str, list[Saved]]:
