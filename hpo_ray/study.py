@@ -23,6 +23,7 @@ from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.space import Space
+from hpo_ray.store.urls import check_driver, check_url
 from hpo_ray.trainables.context import FIDELITIES, TrialContext
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def draft(config: DictConfig) -> Draft:
         raise ConfigError("resources.cpu=0: a trial without cores needs a GPU; use 1", key="resources.cpu")
     _check_count("failure.max_retries", plain["failure"]["max_retries"], least=0)
     _check_count("seed", plain["seed"], least=0)
+    if plain["store"]["project"] and plain["store"]["url"] is not None:
+        check_url(plain["store"]["url"])
     budget = _budget(plain["budget"])
     space = Space.from_config(plain["space"])
     if not len(space):
@@ -216,6 +219,8 @@ def build(drafted: Draft) -> Study:
     from hpo_ray.executors.binding import can_save
 
     config, task = drafted.config, drafted.task
+    if config["store"]["project"] and config["store"]["url"] is not None:
+        check_driver(config["store"]["url"])
     trainable = load_trainable(task.trainable)
     searcher = make("searcher", config["searcher"], space=drafted.space, ladder=drafted.ladder)
     scheduler = make("scheduler", config["scheduler"], space=drafted.space)

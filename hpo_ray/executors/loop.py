@@ -28,8 +28,13 @@ from hpo_ray.results import StudyResult, StudyState
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.schedulers.brackets import Budget
 from hpo_ray.searchers.adapter import SpaceSearcher
+from hpo_ray.store.projection import Projection
+from hpo_ray.store.storage import Store
 from hpo_ray.study import Draft, Study
 from hpo_ray.view import View
+
+_STORE_S, _INTERRUPTED_S = 10.0, 0.5
+"""How long the end of a study waits for its store, which gets what lacks later."""
 
 
 def run(study: Study, view: View) -> StudyResult:
@@ -96,7 +101,8 @@ def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
     study, folder = this.study, this.folder
     clock = study.executor.clock()
     state = StudyState()
-    with closing(EventLog(folder / FILE_NAME)) as log:
+    store = Store.of(study.draft.config)
+    with closing(EventLog(folder / FILE_NAME)) as log, Projection(folder, study.draft.space, store) as projection:
         recorder = Recorder(study, log, state, folder, clock)
         recorder.append(_started(study.draft, folder))
         failure: Exception | None = None
@@ -115,7 +121,8 @@ def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
                 controller.close()
         model = _model(study, state) if ended == "finished" else None
         recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
-    result = StudyResult(folder, state)
+        note = projection.close(_INTERRUPTED_S if ended == "interrupted" else _STORE_S)
+    result = StudyResult(folder, state, store_note=note)
     saved = state.best is not None and save_best(folder, state.best)
     result.write()  # before the test, which may take long or fail
     if saved and ended == "finished":
