@@ -58,7 +58,7 @@ class StudyCopy:
         if not self._open.enter_context(alone(folder)):
             self.close()
             raise Busy(f"{folder} is being written by another process")
-        self.state = StudyState()
+        self.state: StudyState = _TrialsOnly()
         self.identity = ""
         self.read_bytes = 0
         """Of the log: up to the end of a line."""
@@ -86,6 +86,7 @@ class StudyCopy:
             while self._read():
                 with self._store.batch():
                     self._write()
+                self._store.slim()
                 if stop():
                     return False
             if self._study_id >= 0 and len(self._trial_ids) > len(self.state.trials):
@@ -211,6 +212,19 @@ class StudyCopy:
                 storage.set_trial_system_attr(trial_id, name, value)
         if trial.state.is_finished():
             storage.set_trial_state_values(trial_id, trial.state, trial.values)
+
+
+class _TrialsOnly(StudyState):
+    """The fold of a log without the search for the best, which may go through all trials and is not asked for here."""
+
+    def _better(self, best: TrialRecord | None, trial: TrialRecord) -> TrialRecord | None:
+        return None
+
+    def _find_best(self) -> TrialRecord | None:
+        return None
+
+    def _note_incumbent(self, time: float) -> None:
+        pass
 
 
 def identity(first_line: bytes) -> str:

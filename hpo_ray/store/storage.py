@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from hpo_ray.store.urls import without_password
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial, TrialState
 
     from hpo_ray.store.journal import JournalFile
 
@@ -75,6 +77,8 @@ class OpenStore:
     def __init__(self, storage: BaseStorage, journal: JournalFile | None = None) -> None:
         self.storage = storage
         self.journal = journal
+        self._slimmed = 0
+        self._unfinished: list[int] = []
 
     def batch(self) -> AbstractContextManager[None]:
         """What is written within goes into a journal at once, or not at all; a database takes each call by itself."""
@@ -89,6 +93,25 @@ class OpenStore:
         if self.journal is not None:
             self.journal.check()
 
+    def slim(self) -> None:
+        """Forgets what trials were that have ended, which a journal's reader keeps in memory, of all studies in it.
+
+        Only for storages that write from now on: of such a trial nothing is asked but whether it has ended.
+        """
+        if self.journal is None:
+            return
+        trials: dict[int, FrozenTrial] = self.storage._replay_result._trials  # type: ignore[attr-defined]
+        self._unfinished += range(self._slimmed, len(trials))
+        self._slimmed = len(trials)
+        left = []
+        for trial_id in self._unfinished:
+            state = trials[trial_id].state
+            if state.is_finished():
+                trials[trial_id] = _ended(state)
+            else:
+                left.append(trial_id)
+        self._unfinished = left
+
     def close(self) -> None:
         """Gives connections back."""
         from optuna.storages import RDBStorage
@@ -97,6 +120,14 @@ class OpenStore:
             with suppress(Exception):  # of a database that has gone away
                 self.storage.remove_session()
                 self.storage.engine.dispose()
+
+
+@cache
+def _ended(state: TrialState) -> FrozenTrial:
+    """A trial of which nothing is known but its state."""
+    from optuna.trial import FrozenTrial
+
+    return FrozenTrial(-1, state, None, None, None, {}, {}, {}, {}, {}, -1)
 
 
 def open_journal(path: Path) -> OpenStore:
