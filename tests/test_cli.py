@@ -202,7 +202,7 @@ BAD_INPUT = [
     (["--config-name", "config", "--config-dir", "own"], ["--config-name config"]),
     (["study.root=mine.py", "executor=inprocess", "task=parabola"], ["study.root=mine.py", "can't be written"]),
     # the store
-    (["store.url=outputs/my.journal"], ["store.url=outputs/my.journal", "can't be parsed", "journal file in study.root"]),
+    (["store.url=outputs/my.journal"], ["store.url=outputs/my.journal", "can't be parsed", "in study.root"]),
     (["store.url=postgres://h/d"], ["store.url=postgres://h/d", "nearest: postgresql"]),
     (["store.url=postgresql+psycopg://me:hush@h:port/d"], ["store.url=postgresql+psycopg://me@h:port/d", "'port'"]),
     (["store.url=sqlite://"], ["store.url=sqlite://", "in memory only", "sqlite:///studies.db"]),

@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial
 
 from hpo_ray.events import FILE_NAME, LogError, StudyEnded, StudyStarted, TrialAdded, TrialEnded, from_line
@@ -64,6 +65,8 @@ class StudyCopy:
         """Of the log: up to the end of a line."""
         self._line = 0
         self._study_id = -1
+        self._attrs: dict[str, Any] = {}
+        """The study's user attributes in the storage."""
         self._trial_ids = array("q")
         self._ended: dict[int, FrozenTrial] = {}
         """Trials that the storage had as ended before, until they are compared."""
@@ -154,27 +157,39 @@ class StudyCopy:
     def _find(self, started: StudyStarted) -> None:
         """The study in the storage: its own, under its name or, where another one has that, with its identity."""
         storage, modes = self._store.storage, contents.metrics(started)
+        directions = [StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in modes.values()]
         known = {study.study_name: study for study in storage.get_all_studies()}
-        for name in (started.study, f"{started.study}-{self.identity}"):
+        names = started.study, f"{started.study}-{self.identity}"
+        for name in names:
             if name not in known:
-                directions = [
-                    StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE for mode in modes.values()
-                ]
                 try:
-                    self._study_id = storage.create_new_study(directions, name)
+                    self._found(storage.create_new_study(directions, name), {})
                 except DuplicatedStudyError:  # another process was quicker
                     continue
-                self._attrs: dict[str, Any] = {}
-                self._set_attrs({contents.IDENTITY: self.identity})  # first of all: whose it is
+            elif known[name].user_attrs.get(contents.IDENTITY) == self.identity:
+                self._found(known[name]._study_id, known[name].user_attrs)
+            elif not known[name].user_attrs and known[name].directions == directions and self._is_blank(known[name]):
+                self._found(known[name]._study_id, {})
+            else:
+                continue
+            self._set_attrs({contents.IDENTITY: self.identity})  # first of all: whose it is
+            if known.get(name) is None or METRIC_NAMES not in known[name].system_attrs:
                 storage.set_study_system_attr(self._study_id, METRIC_NAMES, list(modes))
-                return
-            if known[name].user_attrs.get(contents.IDENTITY) == self.identity:
-                self._study_id, self._attrs = known[name]._study_id, dict(known[name].user_attrs)
-                for number, trial in enumerate(storage.get_all_trials(self._study_id, deepcopy=False)):
-                    self._trial_ids.append(trial._trial_id)
-                    (self._ended if trial.state.is_finished() else self._unfinished)[number] = trial
-                return
-        raise DuplicatedStudyError(f"{name}: is the name of another study")
+            return
+        raise DuplicatedStudyError(f"{' and '.join(names)} are names of other studies")
+
+    def _is_blank(self, study: FrozenStudy) -> bool:
+        """Whether a writer died when it had only just made the study.
+
+        In a database it may be another one's that is being made at this moment; in a journal, whose lock is held, not.
+        """
+        return self._store.journal is not None and not self._store.storage.get_all_trials(study._study_id)
+
+    def _found(self, study_id: int, attrs: Mapping[str, Any]) -> None:
+        self._study_id, self._attrs = study_id, dict(attrs)
+        for number, trial in enumerate(self._store.storage.get_all_trials(study_id, deepcopy=False)):
+            self._trial_ids.append(trial._trial_id)
+            (self._ended if trial.state.is_finished() else self._unfinished)[number] = trial
 
     def _set_attrs(self, attrs: Mapping[str, Any]) -> None:
         for name, value in attrs.items():
