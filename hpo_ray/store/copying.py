@@ -188,8 +188,11 @@ class StudyCopy:
     def _found(self, study_id: int, attrs: Mapping[str, Any]) -> None:
         self._study_id, self._attrs = study_id, dict(attrs)
         for number, trial in enumerate(self._store.storage.get_all_trials(study_id, deepcopy=False)):
-            self._trial_ids.append(trial._trial_id)
-            (self._ended if trial.state.is_finished() else self._unfinished)[number] = trial
+            self._trial_ids.append(trial._trial_id)  # asked for only where the trial can still be changed
+            if not trial.state.is_finished():
+                self._unfinished[number] = trial
+            elif trial.number == number:  # not one that the store has forgotten
+                self._ended[number] = trial
 
     def _set_attrs(self, attrs: Mapping[str, Any]) -> None:
         for name, value in attrs.items():

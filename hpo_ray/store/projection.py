@@ -151,7 +151,7 @@ class Projection:
     def _catch_up_others(self) -> None:
         """Copies studies that a store which was down, or a process that was killed, has left behind."""
         from hpo_ray.store import recovery
-        from hpo_ray.store.copying import Busy, Differs
+        from hpo_ray.store.copying import Busy
 
         assert self._open is not None and self._store is not None
         if self._behind is None:
@@ -163,7 +163,7 @@ class Projection:
                 recovery.copy(folder, self._open, self._closing.is_set)
             except (Busy, LogError):
                 continue
-            except Differs:  # rebuilding on demand writes it anew
+            except Exception:  # what is wrong with the store, this study will find out; otherwise the next one tries
                 self._drop()
                 return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ JOURNAL = "hpo_ray.journal"
 CONNECT_S = 5
 """A database that doesn't answer a connection for so long is down."""
 
+_TABLES_TRIES = 20
 _LOGGERS = ("optuna.storages.journal._storage", "optuna.storages.journal._file", "optuna.storages._rdb.storage")
 _quiet = threading.local()
 
@@ -151,13 +153,23 @@ def open_journal(path: Path) -> OpenStore:
 
 def _open_database(url: str) -> OpenStore:
     from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
     connect: dict[str, Any] = {}
     if url.startswith("sqlite"):
         connect = {"timeout": 30}  # for a write of another process to end
     elif url.startswith(("postgresql", "mysql", "mariadb")) and "connect_timeout" not in url:
         connect = {"connect_timeout": CONNECT_S}
-    return OpenStore(RDBStorage(url, engine_kwargs={"connect_args": connect, "pool_size": 1}))
+    for _ in range(_TABLES_TRIES):
+        try:
+            return OpenStore(RDBStorage(url, engine_kwargs={"connect_args": connect, "pool_size": 1}))
+        except (IntegrityError, ProgrammingError, OperationalError) as error:
+            # Optuna asks which tables there are and then makes the others: of several processes one is the first.
+            if isinstance(error, OperationalError) and "already exists" not in str(error):
+                raise
+            problem = error
+            time.sleep(0.05)
+    raise problem
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from hpo_ray.best import load_config
+from hpo_ray.best import CONFIG_FILE, load_config
 from hpo_ray.events import FILE_NAME, TrialAdded, read
-from hpo_ray.results import StudyResult
+from hpo_ray.results import TRIALS_FILE, StudyResult
 from hpo_ray.space import Space
 from hpo_ray.store.projection import Projection
 from hpo_ray.store.storage import Store
@@ -128,3 +129,22 @@ def follow(folder: Path, store: Store) -> None:
     following = Following(folder, space, store, poll_s=0.01)
     assert looked.wait(60)
     assert following.close(60) is None
+
+
+def play(source: Path, folder: Path, store: Store) -> None:
+    """Lets a study that is over happen again in another folder, line by line, with its projection beside it."""
+    data = (source / FILE_NAME).read_bytes()
+    folder.mkdir(parents=True)
+    (folder / CONFIG_FILE).write_bytes((source / CONFIG_FILE).read_bytes())
+    (folder / TRIALS_FILE).write_bytes((source / TRIALS_FILE).read_bytes())
+    space = Space.from_config(load_config(folder)["space"])
+    with (folder / FILE_NAME).open("wb", buffering=0) as log, Projection(folder, space, store, 0.001) as projection:
+        names = (f'"study": "{name}"'.encode() for name in (source.name, folder.name))
+        for line in data.replace(*names, 1).splitlines():
+            log.write(line + b"\n")
+        note = projection.close(120)
+    assert note is None, note
+
+
+if __name__ == "__main__":
+    play(Path(sys.argv[1]), Path(sys.argv[2]), Store(Path(sys.argv[2]).parent, sys.argv[3] if sys.argv[3:] else None))

@@ -30,6 +30,7 @@ from hpo_ray.store.urls import without_password
 from hpo_ray.testing import run_study
 
 SMALL = ["task=parabola", "task.max_resource=3", "method=random", "budget.trials=3", "executor=inprocess"]
+PLAYER = [sys.executable, str(Path(__file__).with_name("storages.py"))]
 DATABASES = ["journal", "sqlite", "postgresql"]
 
 
@@ -50,17 +51,17 @@ def key(store: Store) -> list[str]:
 
 
 def test_several_studies_at_once_in_one_store(folder: Path, store: Store) -> None:
-    command = [sys.executable, "-m", "hpo_ray", "task=parabola", "executor=inprocess", "view=none", *key(store)]
-    methods = {"a": "hyperband", "b": "asha", "c": "pbt"}
+    own = ["task=branin", "scheduler.max_resource=9", "executor=inprocess", "store=none"]
+    studies = {method: run_study([f"method={method}", *own], folder / "before") for method in ("hyperband", "pbt")}
     running = [
-        subprocess.Popen([*command, f"study.name={name}", f"method={method}", "scheduler.max_resource=9"], cwd=folder)
-        for name, method in methods.items()
+        subprocess.Popen([*PLAYER, str(result.path), str(store.root / method), *([store.url] if store.url else [])])
+        for method, result in studies.items()
     ]
-    assert [process.wait() for process in running] == [0, 0, 0]
+    assert [process.wait() for process in running] == [0] * len(studies)
     stored = contents(store)
-    assert set(stored) == set(methods)
-    for name in methods:
-        check_is_the_study(stored[name], load_study(folder / "outputs" / name))
+    assert set(stored) == set(studies)
+    for method in studies:
+        check_is_the_study(stored[method], load_study(store.root / method))
 
 
 def test_rebuilt_on_demand(folder: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
