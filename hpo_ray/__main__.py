@@ -7,13 +7,13 @@ import json
 import math
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpo_ray.commands import python, resume_command, short
 from hpo_ray.errors import ConfigError, HpoRayError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ Tunes hyperparameters with Ray Tune. One command per method, one override to cha
 
 verbs
   run (default)   tune:               python -m hpo_ray method=hyperband task=digits_mlp
+  resume          go on:              python -m hpo_ray resume outputs/NAME [budget.trials=100]
   plan [--json]   what run would do:  python -m hpo_ray plan method=hyperband scheduler.max_resource=81
   compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
   report [PATH]   a study again, or those of a folder:  python -m hpo_ray report outputs/digits_mlp-hyperband-1
@@ -113,25 +114,59 @@ def _dispatch(typed: list[str]) -> int:
 
 def _run(typed: list[str]) -> int:
     draft = _draft(_parser("run").parse_intermixed_args(typed))
+    draft.free_name()  # a name that is taken is better known before Ray is imported
+    return _carry_out(draft, lambda: _next(draft, typed))
+
+
+def _resume(typed: list[str]) -> int:
+    parser = _parser("resume")
+    options = parser.parse_intermixed_args(typed)
+    path = options.overrides.pop(0) if options.overrides and "=" not in options.overrides[0] else None
+    if path is None:
+        raise ConfigError("resume: which study? `python -m hpo_ray resume outputs/NAME`; `list` tells the names")
+    _check_overrides(options.overrides)
+    from hpo_ray.resume import reopen
+    from hpo_ray.view import spent
+
+    study = reopen(path, options.overrides, options.config_dir)
+    quiet = study.draft.config["view"] == "none"
+    if study.done:
+        if not quiet:
+            print(f"{study.folder.name} has finished: {study.done}. To go on give it more, for example budget.trials=")
+        return 0
+    if not quiet:
+        states = study.state.states
+        known = [f"{states[name]} {name}" for name in ("completed", "stopped", "failed", "paused") if states[name]]
+        going = [f"{states['running']} cut off in training"] if states["running"] else []
+        so_far = ", ".join([*known, *going]) or "no trials yet"
+        print(f"resumes {study.folder.name}: {so_far}; {spent(study.state.trained, study.draft)}", flush=True)
+        if study.draft.virtual_workers:
+            print("a simulated study keeps no checkpoints, so it is simulated again from its start", flush=True)
+        for name, before, now in study.changed:
+            print(f"note: {name} was {before} and is {now}, so what comes may not be what would have come", flush=True)
+    return _carry_out(study.draft, lambda: "", study.folder)
+
+
+def _carry_out(draft: Draft, next_command: Callable[[], str], folder: Path | None = None) -> int:
+    """Builds a study and runs it, or the rest of the one in a folder; the exit code."""
     from hpo_ray.study import build
     from hpo_ray.view import make_view
 
-    draft.free_name()  # a name that is taken is better known before Ray is imported
     view = make_view(draft.config["view"])
     view.prepare(draft)
     try:
         study = build(draft)
         from hpo_ray.executors.loop import run
 
-        result = run(study, view)
+        result = run(study, view, folder)
     finally:
         view.stop()
-    if draft.config["view"] != "none":
-        print(_summary(result, draft))
-        if result.best is not None:
-            print(f"next       {_next(draft, typed)}")
     ended = result.state.ended
-    if ended is not None and ended.state == "interrupted":
+    interrupted = ended is not None and ended.state == "interrupted"
+    if draft.config["view"] != "none":
+        print(_summary(result, draft, "" if interrupted else next_command()))
+    if interrupted:
+        assert ended is not None
         return 143 if ended.reason.startswith("SIGTERM") else 130
     return 0
 
@@ -222,7 +257,7 @@ def _compare(typed: list[str]) -> int:
                 )
         for study, reason in outcome.failed:
             print(f"failed     {study}: {reason}")
-        print(f"all of it  {_short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
+        print(f"all of it  {short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
         if outcome.interrupted:
             print(f"interrupted after {outcome.done} of {outcome.total} studies; {again}")
     if outcome.interrupted:
@@ -289,7 +324,7 @@ def _print_report(folder: Path) -> None:
     from hpo_ray.results import load_study
     from hpo_ray.study import draft
 
-    print(_summary(load_study(folder), draft(OmegaConf.create(load_config(folder)))).lstrip("\n"))
+    print(_summary(load_study(folder), draft(OmegaConf.create(load_config(folder))), "").lstrip("\n"))
 
 
 def _rebuild_store(root: Path, url: str | None) -> None:
@@ -321,6 +356,7 @@ def _print_studies(root: Path) -> None:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "plan": _plan,
+    "resume": _resume,
     "compare": _compare,
     "report": _report,
     "list": _list,
@@ -381,8 +417,8 @@ def _hydra(typed: list[str]) -> int:
     return 0
 
 
-def _summary(result: StudyResult, draft: Draft) -> str:
-    """What is printed at the end: the best configuration, where it lies, how to load it."""
+def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
+    """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
     from hpo_ray.best import CHECKPOINT_FOLDER
     from hpo_ray.results import BEST_FOLDER
     from hpo_ray.view import ENDED, clock, config_text, count, incumbent, spent, virtual_clock
@@ -400,10 +436,13 @@ def _summary(result: StudyResult, draft: Draft) -> str:
             took = f", {virtual_clock(ended.time)} on {workers} (virtual; {simulation['wall_seconds']:.1f} s here)"
     lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent(state.trained, draft)}{took}")
     best = result.best
-    folder = _short(result.path)
+    folder = short(result.path)
     store = [f"store      {result.store_note}"] if result.store_note else []
+    go_on = [f"next       {next_command}"] if next_command else []
+    if ended is None or ended.state == "interrupted":
+        go_on = [f"resume     {resume_command(result.path)}"]
     if best is None:
-        return "\n".join([*lines, f"log        {folder}", *store])
+        return "\n".join([*lines, f"log        {folder}", *store, *go_on])
     lines.append(f"best       {incumbent(best, draft)}")
     if result.test_metrics:
         test = ", ".join(f"{name} {value:.6g}" for name, value in result.test_metrics.items())
@@ -425,8 +464,8 @@ def _summary(result: StudyResult, draft: Draft) -> str:
     checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
     if checkpoint.is_dir():
         code = f'import hpo_ray; best = hpo_ray.load_best("{folder}")'
-        lines.append(f"load it    {shlex.join([_python(), '-c', code])}")
-    return "\n".join([*lines, *store])
+        lines.append(f"load it    {shlex.join([python(), '-c', code])}")
+    return "\n".join([*lines, *store, *go_on])
 
 
 def _model_text(model: Mapping[str, Any], draft: Draft) -> str:
@@ -486,18 +525,7 @@ def _next(draft: Draft, typed: Sequence[str]) -> str:
     if draft.virtual_workers:
         key, value = "executor.workers", 2 * draft.virtual_workers
     kept = [without_password(a) for a in typed if not a.startswith((f"{key}=", "study.name="))]
-    return shlex.join([_python(), "-m", "hpo_ray", *kept, f"{key}={value}"])
-
-
-def _python() -> str:
-    """What to type for the Python that runs this: `python` if that is it."""
-    here = Path(sys.executable)
-    found = shutil.which("python")
-    return "python" if found is not None and Path(found) == here else str(_short(here))
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return shlex.join([python(), "-m", "hpo_ray", *kept, f"{key}={value}"])
 
 
 def _one_liner(path: Path) -> str:
@@ -543,5 +571,15 @@ def _table(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def entry() -> NoReturn:
+    """Runs the command line as a process."""
+    code = main()
+    if code > 128:  # interrupted: all is written, and tearing Python down may take longer than who waits will wait
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from hpo_ray.errors import StudyError
 from hpo_ray.results import BEST_FOLDER
 from hpo_ray.store.urls import password_free
 from hpo_ray.study import load_trainable
+from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
 from hpo_ray.trainables.context import TrialContext, use_context
 from hpo_ray.trials import TrialRecord
 
@@ -33,12 +34,8 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
         folder: the study's folder.
         best: its best trial.
     """
-    target = folder / BEST_FOLDER
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
+    target, aside = folder / BEST_FOLDER, folder / f".{BEST_FOLDER}.{os.getpid()}"
     saved = best.checkpoint is not None and (folder / best.checkpoint).is_dir()
-    if saved:
-        shutil.copytree(folder / str(best.checkpoint), target / CHECKPOINT_FOLDER)
     content = {
         "trial_id": best.trial_id,
         "number": best.number,
@@ -47,7 +44,16 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
         "resource": best.resource,
         "checkpoint_resource": best.checkpoint_resource if saved else None,
     }
-    (target / BEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    try:
+        aside.mkdir()
+        if saved:
+            shutil.copytree(folder / str(best.checkpoint), aside / CHECKPOINT_FOLDER)
+        (aside / BEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+    except BaseException:  # for want of room: what was there before is better than a half
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     return saved
 
 
@@ -75,8 +81,10 @@ def load_best(path: str | Path) -> Trainable | Checkpoint:
     Args:
         path: the study's folder.
 
+    Nothing in the folder is unpickled; what a class reads from files of its own is its own code's doing.
+
     Raises:
-        StudyError: the folder holds no best trial, or one without a checkpoint.
+        StudyError: the folder holds no best trial, or one without a checkpoint that can be read.
         ConfigError: the trainable can't be imported.
     """
     from ray.tune import Checkpoint
@@ -128,8 +136,12 @@ def _context(study: Mapping[str, Any], number: int) -> TrialContext:
 
 
 def _restore(cls: Any, config: Mapping[str, Any], checkpoint: Path, context: TrialContext) -> Any:
-    logging.getLogger("ray.tune").setLevel(logging.WARNING)  # it says at length that it has restored something
+    from hpo_ray.executors.internals import load_class
+
     with use_context(context):
         trainable = cls(dict(config))
-        trainable.restore(str(checkpoint))
+        try:
+            load_class(trainable, str(checkpoint))
+        except UnreadableCheckpoint as error:
+            raise StudyError(f"the best trial's checkpoint can't be read: {error}") from error
     return trainable

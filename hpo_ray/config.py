@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,7 @@ class Config:
     failure: FailureSection = field(default_factory=FailureSection)
 
 
+_SAVED = "hpo_ray_saved"
 _SECTIONS = ("searcher", "scheduler", "executor", "task", "method")
 
 ConfigStore.instance().store("hpo_ray_schema", Config, provider="hpo_ray")
@@ -229,6 +230,24 @@ def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_na
         raise ConfigError(
             f"{typed}: must be the name of a choice; `python -m hpo_ray list` tells them", key=_key(typed)
         ) from None
+
+
+def load_again(saved: Mapping[str, Any], overrides: Sequence[str] = (), config_dir: str | None = None) -> DictConfig:
+    """Composes a configuration that was resolved before, with changes.
+
+    Args:
+        saved: the resolved configuration.
+        overrides: as typed; a choice (`executor=inprocess`) replaces its whole section.
+        config_dir: as of `load`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    chosen = {_key(o): o.partition("=")[2] for o in overrides if _key(o) in groups(config_dir)}
+    kept = {name: value for name, value in saved.items() if name not in chosen}
+    defaults = ["hpo_ray_schema", *({group: choice} for group, choice in chosen.items()), "_self_"]
+    ConfigStore.instance().store(_SAVED, {"defaults": defaults, **kept}, provider="hpo_ray")
+    return load(overrides, config_dir, _SAVED)
 
 
 def final_overrides(

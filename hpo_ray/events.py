@@ -2,22 +2,27 @@
 
 It is the truth of a study. Everything else (results, tables, reports, the state of scheduler and searcher) is folded
 from it. A process that dies in the middle of a write leaves at most one torn line, the last, which `repair` cuts.
+Every line ends in a checksum of itself, so that damage of any other kind is found and named, and never taken for a
+result.
 """
 
 from __future__ import annotations
 
-import io
+import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hpo_ray.errors import StudyError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "events.jsonl"
 
 
@@ -76,13 +81,18 @@ class Reported:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """A checkpoint of a trial is complete. `path` is relative to the study's folder; None if it stays in memory."""
+    """A checkpoint of a trial is complete.
+
+    `path` is relative to the study's folder; None if it stays in memory. `iteration`: how many steps of the trainable
+    it is, where that is not `resource`.
+    """
 
     kind: ClassVar[str] = "checkpoint_saved"
     trial_id: str
     resource: int
     path: str | None
     time: float
+    iteration: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,8 @@ class Decided:
 
     `action`: `pause`; `promote`, to go on; `exploit`, to go on from a copy of another trial's checkpoint, which
     `tags` name as `parent`; `replay`, to go on from its own. In the last two `config` is the configuration from then
-    on, `resource` that of the checkpoint and `metrics`, of an exploit, what the other trial had reported there.
+    on, `resource` that of the checkpoint, `metrics`, of an exploit, what the other trial had reported there, and
+    `checkpoint` the trial's own copy of the checkpoint, as in `CheckpointSaved`, of `iteration` steps.
     """
 
     kind: ClassVar[str] = "decided"
@@ -103,16 +114,39 @@ class Decided:
     config: Mapping[str, Any] | None = None
     resource: int | None = None
     metrics: Mapping[str, Any] | None = None
+    checkpoint: str | None = None
+    iteration: int | None = None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The scheduler was asked about the paused trials, and something came of it.
+
+    Each such question is recorded with what it was asked with, so that asking a fresh scheduler the same in the same
+    order gives the same scheduler. `promote`: ids of who goes on, each of which is `Decided` when there is room for it;
+    `stop`: ids of who ends.
+    """
+
+    kind: ClassVar[str] = "moved"
+    promote: Sequence[str]
+    stop: Sequence[str]
+    source_finished: bool
+    room: int
+    time: float
 
 
 @dataclass(frozen=True)
 class TrialRetried:
-    """A trial failed and is about to be tried again, from its last checkpoint where it has one."""
+    """A trial failed and is about to be tried again, from its last checkpoint where it has one.
+
+    `counted`: whether that is one of the times that `failure.max_retries` allows; not if only a checkpoint was bad.
+    """
 
     kind: ClassVar[str] = "trial_retried"
     trial_id: str
     error: str
     time: float
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -148,7 +182,33 @@ class StudyEnded:
     model: Mapping[str, Any] | None = None
 
 
-Event = StudyStarted | TrialAdded | Reported | CheckpointSaved | Decided | TrialRetried | TrialEnded | StudyEnded
+@dataclass(frozen=True)
+class StudyResumed:
+    """The study goes on, in another process. What comes after a `StudyEnded` is after this.
+
+    `wall` is in seconds since the epoch. The time that the study stood still counts nothing: `time` goes on where it
+    was. `budget`: what it may spend from here on.
+    """
+
+    kind: ClassVar[str] = "study_resumed"
+    time: float
+    wall: float
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+Event = (
+    StudyStarted
+    | TrialAdded
+    | Reported
+    | CheckpointSaved
+    | Decided
+    | Moved
+    | TrialRetried
+    | TrialEnded
+    | StudyEnded
+    | StudyResumed
+)
 _KINDS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
@@ -157,9 +217,11 @@ _KINDS: dict[str, type[Event]] = {
         Reported,
         CheckpointSaved,
         Decided,
+        Moved,
         TrialRetried,
         TrialEnded,
         StudyEnded,
+        StudyResumed,
     )
 }
 _REQUIRED = {
@@ -171,6 +233,7 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 _encode = json.JSONEncoder(allow_nan=False).encode
+_CHECKSUM = ', "crc32": "'
 
 
 def _strict(value: Any) -> Any:
@@ -185,20 +248,24 @@ def _strict(value: Any) -> Any:
 
 
 def to_line(event: Event) -> str:
-    """An event as one line of JSON, its newline included."""
+    """An event as one line of JSON, its newline included. Its last field is the CRC-32 of all before it."""
     values = {"event": event.kind, **vars(event)}
     try:
-        return _encode(values) + "\n"
+        text = _encode(values)
     except (TypeError, ValueError):  # rare: a value that is not finite, or a mapping that is no dict
-        return _encode(_strict(values)) + "\n"
+        text = _encode(_strict(values))
+    return f'{text[:-1]}{_CHECKSUM}{zlib.crc32(text[:-1].encode()):08x}"}}\n'
 
 
 def from_line(line: str) -> Event:
     """The event that a line holds.
 
     Raises:
-        ValueError: the line is no JSON object, of no known kind, or lacks a field.
+        ValueError: the line is no JSON object, of no known kind, lacks a field, or is not what was written.
     """
+    before, checksum, rest = line.rstrip("\n").rpartition(_CHECKSUM)
+    if checksum and rest != f'{zlib.crc32(before.encode()):08x}"}}':
+        raise ValueError("damaged: its checksum doesn't fit")
     data = json.loads(line)
     if not isinstance(data, dict):
         raise ValueError("not a JSON object")
@@ -218,45 +285,113 @@ def from_line(line: str) -> Event:
 class EventLog:
     """Appends events to a study's log.
 
+    What was appended is handed to the operating system before `append` returns, so a process that dies loses nothing.
+    Against power loss the file is synced to the disk in the background, right away and then `SYNC_EVERY_S` apart at
+    least: at most the newest result is lost, or those of the last moment if they come faster than that.
+
     Args:
         path: the file; made if it is not there.
+
+    Raises:
+        LogError: another process is writing to it.
     """
+
+    SYNC_EVERY_S = 0.05
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: io.TextIOWrapper | None = path.open("a", encoding="utf-8", newline="\n")
+        self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._file)
+            raise LogError(f"{path.parent}: this study is running, in another process") from None
+        self._size = os.fstat(self._file).st_size
+        self._dirty, self._closed = threading.Event(), threading.Event()
+        self._error: OSError | None = None
+        self._syncing = threading.Thread(target=self._sync, name="hpo_ray-log", daemon=True)
+        self._syncing.start()
 
     def append(self, event: Event) -> None:
-        """Writes an event and hands it to the operating system before it returns."""
+        """Writes an event and hands it to the operating system before it returns.
+
+        Raises:
+            OSError: it can't be written: then nothing of it is.
+        """
         if self._file is None:
             raise LogError(f"{self.path}: the log is closed")
-        self._file.write(to_line(event))
-        self._file.flush()
+        if self._error is not None:
+            raise self._error
+        self._write(self._file, to_line(event).encode())
+        self._dirty.set()
 
     def close(self) -> None:
         """Syncs the file to the disk and closes it."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+            self._closed.set()
+            self._dirty.set()
+            self._syncing.join()
+            file, self._file = self._file, None
+            os.close(file)
+
+    def _write(self, file: int, data: bytes) -> None:
+        rest = data
+        try:
+            while rest:
+                rest = rest[os.write(file, rest) :]
+        except OSError:  # no space left: not half a line, on which the next one would follow
+            os.ftruncate(file, self._size)
+            raise
+        self._size += len(data)
+
+    def _sync(self) -> None:
+        """Syncs whenever something was written, and once more at the end."""
+        assert self._file is not None
+        closed = False
+        while not closed:
+            self._dirty.wait()
+            self._dirty.clear()
+            closed = self._closed.is_set()
+            try:
+                os.fsync(self._file)
+            except OSError as error:  # told by the next append
+                self._error = error
+            closed = closed or (self._closed.wait(self.SYNC_EVERY_S) and not self._dirty.is_set())
 
 
 def repair(path: Path) -> int:
     """Cuts a torn last line, and says how many bytes that were.
 
-    A line is torn if it does not end in a newline. A complete line that can't be read is damage of another kind, which
-    `read` reports.
+    A line is torn if it does not end in a newline, or if it is the last and can't be read: a machine that lost its
+    power may leave anything there. A line before it that can't be read is damage of another kind, which `read` reports.
+
+    Raises:
+        LogError: a newer version has written the log.
     """
     size = path.stat().st_size
     with path.open("rb+") as file:
         data = file.read()
+        first, newline, _ = data.partition(b"\n")
+        if newline:
+            with suppress(ValueError):
+                _check_version(path, first.decode("utf-8"))
         keep = data.rfind(b"\n") + 1
+        last = data.rfind(b"\n", 0, max(0, keep - 1)) + 1
+        if last and not _readable(data[last:keep]):
+            keep = last
         if keep < size:
             file.truncate(keep)
             file.flush()
             os.fsync(file.fileno())
     return size - keep
+
+
+def _readable(line: bytes) -> bool:
+    try:
+        from_line(line.decode("utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def read(path: Path) -> list[Event]:
@@ -269,21 +404,29 @@ def read(path: Path) -> list[Event]:
         data = path.read_bytes()
     except OSError as error:
         raise LogError(f"{path}: can't be read: {error.strerror}") from None
-    lines = data.split(b"\n")[:-1]
-    events: list[Event] = []
-    for number, raw in enumerate(lines, 1):
+    events = list(parse(path, data))
+    if not events:
+        raise LogError(f"{path}: holds no complete event")
+    return events
+
+
+def parse(path: Path, data: bytes) -> Iterator[Event]:
+    """The events in the content of a log; a last line without a newline is left out.
+
+    Raises:
+        LogError: a line can't be read, or a newer version has written it.
+    """
+    for number, raw in enumerate(data.split(b"\n")[:-1], 1):
         try:
             line = raw.decode("utf-8")
             if number == 1:
                 _check_version(path, line)
-            events.append(from_line(line))
+            event = from_line(line)
         except ValueError as error:
             raise LogError(f"{path}, line {number}: not an event of a study: {error}") from None
-        if (number == 1) != isinstance(events[-1], StudyStarted):
+        if (number == 1) != isinstance(event, StudyStarted):
             raise LogError(f"{path}, line {number}: only the first line starts a study")
-    if not events:
-        raise LogError(f"{path}: holds no complete event")
-    return events
+        yield event
 
 
 def _check_version(path: Path, line: str) -> None:

@@ -22,6 +22,7 @@ from hpo_ray.events import (
     Event,
     Reported,
     StudyEnded,
+    StudyResumed,
     StudyStarted,
     TrialAdded,
     TrialEnded,
@@ -72,6 +73,8 @@ class StudyState:
     def __init__(self) -> None:
         self.started: StudyStarted | None = None
         self.ended: StudyEnded | None = None
+        self.resumed = 0
+        """How often it was taken up."""
         self.trials = Trials()
         self.trained = 0
         self.seconds = 0.0
@@ -120,11 +123,16 @@ class StudyState:
                 self._note_incumbent(event.time)
             self.trials.store(event.trial_id)
         elif isinstance(event, TrialRetried):
-            self.trials.live(event.trial_id).error = event.error
+            trial = self.trials.live(event.trial_id)
+            trial.error = event.error
+            trial.retries += event.counted
         elif isinstance(event, StudyStarted):
             self.started = event
-        else:
+        elif isinstance(event, StudyEnded):
             self.ended = event
+        elif isinstance(event, StudyResumed):
+            self.ended = None
+            self.resumed += 1
 
     @property
     def sign(self) -> int:
@@ -167,7 +175,7 @@ class StudyState:
         if keeps is not False and better:
             self.best_seen, self.config_seen = (trial, event.resource, value), trial.config
         if trial is not self.best:
-            self.best = self._better(self.best, trial)
+            self.best = self.better(self.best, trial)
         elif not moved_up or keeps is False:  # a higher resource alone leaves it the best; otherwise it may be worse
             self.best = self._find_best()
         self._note_incumbent(event.time)
@@ -181,6 +189,8 @@ class StudyState:
             trial.lineage = [*(trial.lineage or []), (resource, source.number)]
         trial.schedule = [*source.schedule_before(resource), (resource, event.config)]
         trial.config = event.config
+        if event.checkpoint is not None:
+            trial.checkpoint, trial.checkpoint_resource = event.checkpoint, resource
         if event.metrics is None:
             return
         # What it had before is abandoned with its weights: it is where the other one was.
@@ -208,10 +218,10 @@ class StudyState:
     def _find_best(self) -> TrialRecord | None:
         best = None
         for trial in self.trials.values():
-            best = self._better(best, trial)
+            best = self.better(best, trial)
         return best
 
-    def _better(self, best: TrialRecord | None, trial: TrialRecord) -> TrialRecord | None:
+    def better(self, best: TrialRecord | None, trial: TrialRecord) -> TrialRecord | None:
         """The better of two trials: at the higher resource, then by value, then by number.
 
         Failed ones don't count, nor do those that don't keep the constraints. One that has copied another comes after
@@ -283,15 +293,8 @@ class StudyResult:
         return hypervolume([self._losses(trial) or () for trial in front], reference)
 
     def _losses(self, trial: TrialRecord) -> tuple[float, ...] | None:
-        """Its several metrics as losses; None if it lacks one, or one is not finite."""
         assert self.state.started is not None
-        losses = []
-        for name, mode in self.state.started.metrics.items():
-            value = trial.metrics.get(name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                return None
-            losses.append(_loss(mode, value))
-        return tuple(losses)
+        return losses(self.state.started, trial)
 
     def _several_json(self) -> dict[str, Any]:
         """What result.json says of several metrics."""
@@ -385,6 +388,17 @@ class StudyResult:
         write_whole(self.path / RESULT_FILE, [json.dumps(self.to_json(), indent=2) + "\n"])
 
 
+def losses(started: StudyStarted, trial: TrialRecord) -> tuple[float, ...] | None:
+    """The several metrics of a study as losses of a trial; None if it lacks one, or one is not finite."""
+    found = []
+    for name, mode in started.metrics.items():
+        value = trial.metrics.get(name)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        found.append(_loss(mode, value))
+    return tuple(found)
+
+
 def _loss(mode: str, value: float) -> float:
     return -value if mode == "max" else value
 
@@ -417,6 +431,10 @@ def load_study(path: str | Path) -> StudyResult:
 def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Writes a file such that it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

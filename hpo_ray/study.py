@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -100,6 +102,11 @@ class Draft:
     grid_size: int | None = None
 
     @property
+    def keep_checkpoints(self) -> str:
+        """Which checkpoints of trials that ended stay: `best`, `completed` or `all`."""
+        return str(self.config["store"]["keep_checkpoints"])
+
+    @property
     def virtual_workers(self) -> int:
         """How many workers are simulated; 0 where trials run in real time."""
         executor = self.config["executor"]
@@ -114,8 +121,9 @@ class Draft:
         if self.name is not None:
             if (self.root / self.name).exists():
                 raise ConfigError(
-                    f"study.name={self.name}: {self.root / self.name} is there already; choose another name or root, "
-                    f"or leave study.name out to get the next free one",
+                    f"study.name={self.name}: {self.root / self.name} is there already. To go on with it: "
+                    f"`python -m hpo_ray resume {self.root / self.name}`; otherwise choose another name or root, or "
+                    f"leave study.name out to get the next free one",
                     key="study.name",
                 )
             return self.name
@@ -173,6 +181,7 @@ def draft(config: DictConfig) -> Draft:
     if plain["resources"]["cpu"] == plain["resources"]["gpu"] == 0:
         raise ConfigError("resources.cpu=0: a trial without cores needs a GPU; use 1", key="resources.cpu")
     _check_count("failure.max_retries", plain["failure"]["max_retries"], least=0)
+    _check_one_of("store.keep_checkpoints", plain["store"]["keep_checkpoints"], ("best", "completed", "all"))
     _check_count("seed", plain["seed"], least=0)
     if plain["store"]["project"] and plain["store"]["url"] is not None:
         check_url(plain["store"]["url"])
@@ -586,6 +595,12 @@ def _check_count(key: str, value: int, least: int = 1) -> None:
 def _check_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{key}={value}: must be one of {', '.join(allowed)}{nearest(value, allowed)}", key=key)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a study's numbers depend on."""
+    names = ("hpo_ray", "ray", "torch", "optuna", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _where(error: BaseException) -> str:

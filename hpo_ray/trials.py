@@ -25,6 +25,7 @@ class TrialRecord:
         resource: the highest resource that it reported.
         history: [resource, value] of each report, in the order of reporting.
         metrics: all metrics of the report at its highest resource.
+        retries: how often it has failed and was tried again.
         trained: units really trained for it, repeated ones included.
         seconds: of its steps, on the study's clock.
         error: what it failed with.
@@ -46,6 +47,7 @@ class TrialRecord:
     resource: int = 0
     history: list[tuple[int, float]] = field(default_factory=list)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    retries: int = 0
     trained: int = 0
     seconds: float = 0.0
     error: str | None = None
@@ -116,6 +118,10 @@ class Trials(Mapping[str, TrialRecord]):
             self._live[trial_id] = self[trial_id]
             self._places[self._number(trial_id)] = -1
         return self._live[trial_id]
+
+    def unfinished(self) -> list[TrialRecord]:
+        """Those that have not ended, by number."""
+        return sorted(self._live.values(), key=lambda trial: trial.number)
 
     def store(self, trial_id: str) -> None:
         """The trial has ended: puts it into the file."""

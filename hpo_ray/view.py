@@ -31,7 +31,12 @@ class View:
 
     The seconds that it is given are those of the study's clock, which a simulation moves as it likes; how often it
     draws goes by the clock on the wall.
+
+    Attributes:
+        silent: whether nothing at all is printed.
     """
+
+    silent = True
 
     def prepare(self, draft: Draft) -> None:
         """A study is about to start: code is imported, the executor gets ready."""
@@ -53,6 +58,8 @@ class PlainView(View):
         out: where to print; by default standard output.
         now: the clock on the wall, in seconds.
     """
+
+    silent = False
 
     def __init__(self, out: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._out = out or sys.stdout
@@ -87,6 +94,8 @@ class LiveView(View):
         console: the terminal; by default the one on standard output.
         now: the clock on the wall, in seconds.
     """
+
+    silent = False
 
     def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
         from rich.console import Console

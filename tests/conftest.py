@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -30,7 +31,8 @@ def ray_cluster() -> Iterator[None]:
 
     ray = pytest.importorskip("ray")
     temp = tempfile.mkdtemp(prefix="hr", dir="/tmp")
-    environment = {"env_vars": {"PYTHONPATH": str(MINE.parent)}}
+    # The checkout whose tests run, too: another one may be installed.
+    environment = {"env_vars": {"PYTHONPATH": f"{MINE.parent}{os.pathsep}{MINE.parents[1]}"}}
     ray.init(
         address="local",
         num_cpus=4,

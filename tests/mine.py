@@ -400,3 +400,91 @@ class TensorMetric(DictCheckpoint):
 def second_not_finite(config):
     for _ in range(2):
         tune.report({"loss": config["lr"], "other": 1.0 if config["lr"] >= 0.5 else math.nan})
+
+
+class TensorCheckpoint(DictCheckpoint):
+    """Saves a dict of what JSON can't hold."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """Tensors, arrays and the state of a generator."""
+        import numpy as np
+        import torch
+
+        state = np.random.RandomState(self.steps).get_state()
+        return {"steps": torch.tensor(self.steps), "history": (1, np.ones(3)), "random": state}
+
+    def load_checkpoint(self, checkpoint):
+        """The number of steps."""
+        self.steps = int(checkpoint["steps"])
+
+
+class FileCheckpoint(DictCheckpoint):
+    """Writes files of its own."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """A file with the number of steps."""
+        with open(os.path.join(checkpoint_dir, "steps.txt"), "w") as file:
+            file.write(str(self.steps))
+
+    def load_checkpoint(self, checkpoint_dir):
+        """The number of steps."""
+        with open(os.path.join(checkpoint_dir, "steps.txt")) as file:
+            self.steps = int(file.read())
+
+
+class ObjectCheckpoint(DictCheckpoint):
+    """Saves what can't be read back without running code."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """Itself, as it were."""
+        return {"steps": self.steps, "model": Called()}
+
+
+class BigFile(FileCheckpoint):
+    """Writes a file of 200 KB."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """The number of steps, and much else."""
+        super().save_checkpoint(checkpoint_dir)
+        with open(os.path.join(checkpoint_dir, "big"), "wb") as file:
+            file.write(b"x" * 200_000)
+
+
+class BigDict(TensorCheckpoint):
+    """Saves a tensor of 200 KB."""
+
+    def save_checkpoint(self, checkpoint_dir):
+        """The number of steps, and much else."""
+        import torch
+
+        return {**super().save_checkpoint(checkpoint_dir), "big": torch.ones(50_000)}
+
+
+def big(config):
+    """Reports checkpoints of 200 KB."""
+    start = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            start = os.path.getsize(os.path.join(folder, "big")) - 200_000
+    for step in range(start + 1, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "big"), "wb") as file:
+                file.write(b"x" * (200_000 + step))
+            tune.report({"loss": loss(config, step)}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def reads_then_fails(config):
+    """Fails at its fourth step, while others than its checkpoint are open."""
+    start = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder, open(os.path.join(folder, "step.json")) as file:
+            start = json.load(file)
+    for step in range(start + 1, 1000):
+        if step == 4:
+            raise ValueError("fails at 4")
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "step.json"), "w") as file:
+                json.dump(step, file)
+            tune.report({"loss": loss(config, step)}, checkpoint=tune.Checkpoint.from_directory(folder))

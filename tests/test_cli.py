@@ -27,7 +27,7 @@ BAD_INPUT = [
     (["+budget.trails=1"], ["unknown key 'budget.trails'", "nearest: trials"]),
     (["runn"], ["runn: no such verb", "nearest: run"]),
     (["plan", "--jsn"], ["--jsn", "--help"]),
-    (["hyperband"], ["hyperband: no such verb", "run, plan, compare, report, list"]),
+    (["hyperband"], ["hyperband: no such verb", "run, plan, resume, compare, report, list"]),
     (["plan", "hyperband"], ["hyperband", "key=value"]),
     (["--config-dir", ".", "plan"], ["plan: the verb comes first"]),
     (["~study.name"], ["~study.name"]),
@@ -176,6 +176,7 @@ BAD_INPUT = [
     (["method=pbt_replay", "scheduler.path=nowhere"], ["scheduler.path=nowhere", "No such file"]),
     (["budget.concurrency=0"], ["budget.concurrency=0", ">= 1"]),
     (["failure.max_retries=-1"], ["failure.max_retries=-1", ">= 0"]),
+    (["store.keep_checkpoints=bst"], ["store.keep_checkpoints=bst", "nearest: best", "completed", "all"]),
     # where and on what
     (["executor=inprocess", "executor.workers=0"], ["executor.workers=0", ">= 1"]),
     (["executor=simulated", "executor.workers=0"], ["executor.workers=0", ">= 1"]),

@@ -61,9 +61,9 @@ class Executor(ABC):
 
         return StudyStorage(str(folder.parent), folder.name)
 
-    def clock(self) -> Callable[[], float]:
-        """A function that gives the seconds since now."""
-        started = time.monotonic()
+    def clock(self, since: float = 0.0) -> Callable[[], float]:
+        """A function that gives the seconds since now, and those that had passed before."""
+        started = time.monotonic() - since
         return lambda: round(time.monotonic() - started, 6)
 
     def summary(self) -> Mapping[str, Any] | None:

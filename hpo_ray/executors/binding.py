@@ -7,8 +7,10 @@ and sends what the trial prints to the trial's own file.
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +23,18 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S, TRIAL_ID, TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
-from hpo_ray.executors.internals import MemoryStorage, empty_save, join_thread, own_session
+from hpo_ray.executors.disk import is_full
+from hpo_ray.executors.internals import (
+    MemoryStorage,
+    WatchedCheckpoint,
+    empty_save,
+    join_thread,
+    load_class,
+    own_session,
+    save_class,
+    watch_checkpoint,
+)
+from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
 from hpo_ray.trainables.context import TrialContext, use_context
 
 OUTPUT_FILE = "output.log"
@@ -74,6 +87,9 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     can_save: ClassVar[bool]
     can_reset: ClassVar[bool]
 
+    _unread: WatchedCheckpoint | None = None
+    """The checkpoint that a function was given, until it has reported."""
+
     def __init__(self, config: dict[str, Any], storage: Any = None) -> None:
         # In-process, the driver's own storage would come here, and both sides count checkpoints.
         storage = copy.copy(storage)
@@ -88,25 +104,53 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     def train(self) -> dict[str, Any]:
         """One step, in the trial's scope."""
         with self._scope():
-            return cast("dict[str, Any]", super().train())
+            try:
+                return cast("dict[str, Any]", super().train())
+            except Exception as error:
+                unread, self._unread = self._unread, None
+                # What a function raises while it reads its checkpoint comes in its first step.
+                if unread is not None and unread.raised is not None:
+                    raise UnreadableCheckpoint(f"{type(unread.raised).__name__}: {unread.raised}") from error
+                raise
+            finally:
+                self._unread = None
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """A checkpoint, written beside its final place; an empty one if the user's class has no `save_checkpoint`."""
         with self._scope():
             if not self.can_save:
                 return empty_save(self)
-            if isinstance(self, FunctionTrainable) or checkpoint_dir is not None or self._storage is None:
+            if isinstance(self, FunctionTrainable):
                 return super().save(checkpoint_dir)
             if isinstance(self._storage, MemoryStorage):
                 return self._storage.save(self)
-            return super().save(str(self._storage.aside()))
+            aside = self._storage.aside() if checkpoint_dir is None else Path(checkpoint_dir)
+            try:
+                return save_class(self, aside, type(self).__name__)
+            except BaseException as error:
+                full = is_full(error, aside)  # before what was written is removed
+                shutil.rmtree(aside, ignore_errors=True)
+                if full:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside)) from error
+                raise
 
     def restore(self, checkpoint_path: Any) -> Any:
         """Loads a checkpoint, in the trial's scope."""
         with self._scope():
-            if isinstance(self._storage, MemoryStorage) and not isinstance(self, FunctionTrainable):
+            if isinstance(self, FunctionTrainable):
+                return self._restore_function(checkpoint_path)
+            if isinstance(self._storage, MemoryStorage):
                 return self._storage.restore(self, checkpoint_path)
-            return super().restore(checkpoint_path)
+            return load_class(self, checkpoint_path)
+
+    def _restore_function(self, saved: Any) -> Any:
+        """Hands a function its checkpoint, and looks at what becomes of it."""
+        try:
+            restored = super().restore(saved)
+        except ValueError as error:  # Ray's, of a folder that is gone
+            raise UnreadableCheckpoint(str(error)) from error
+        self._unread = watch_checkpoint()
+        return restored
 
     def reset(self, new_config: dict[str, Any], storage: Any = None) -> bool:
         """Makes room for another trial, which a trainable that can't be used again must not cost.
@@ -159,6 +203,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         self._context = replace(type(self).study_context, number=int(config[TRIAL_INFO].trial_id))
         self._output = _OutputFile(Path(storage.trial_fs_path, OUTPUT_FILE)) if storage is not None else None
         self._folder: str | None = None
+        self._unread = None
 
     def _leave_trial(self) -> None:
         if self._output is not None:

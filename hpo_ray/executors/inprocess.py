@@ -92,6 +92,8 @@ class InProcessActorManager:
         self.steps: deque[Call] = deque()
         """All steps of training that wait for their turn."""
         self.in_step = False
+        self.interrupted: TrackedActor | None = None
+        """The actor that a signal has interrupted in the middle of a step."""
         # The controller reads these two by name.
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[ActorHandle, None]] = {}
         self._actor_task_events = self
@@ -186,8 +188,17 @@ class InProcessActorManager:
         self.in_step = True
         try:
             call.run(self._objects[call.actor])
+        except BaseException:
+            self.interrupted = call.actor
+            raise
         finally:
             self.in_step = False
+
+    def drop_steps(self) -> None:
+        """No further step is taken: only what has happened is handled."""
+        for call in self.steps:
+            call.wanted = False
+        self.steps.clear()
 
     def resolve_future(self, future: Call) -> None:
         """Delivers the outcome of a call now."""
@@ -233,6 +244,7 @@ class InProcessActorManager:
     def _build(self, actor: TrackedActor, cls: type, kwargs: dict[str, Any]) -> None:
         if not self.is_actor_started(actor):
             return
+        self.in_step = True  # it may import much, and read data
         try:
             self._objects[actor] = cls(**kwargs)
         except (Exception, SystemExit) as error:
@@ -240,6 +252,8 @@ class InProcessActorManager:
             failure.__cause__ = error
             self._fail(actor, failure)
             return
+        finally:
+            self.in_step = False
         if actor._on_start:
             actor._on_start(actor)
 

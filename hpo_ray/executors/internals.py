@@ -16,12 +16,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
+import ray._private.ray_constants as _constants
 import ray.train._internal.session as _session
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.train._internal.checkpoint_manager import _CheckpointManager
@@ -31,25 +33,43 @@ from ray.tune import Checkpoint, CheckpointConfig, TuneError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _Location
-from ray.tune.result import NODE_IP, PID, TIME_TOTAL_S, TIMESTEPS_TOTAL, TRAINING_ITERATION, TRIAL_ID
-from ray.tune.trainable import FunctionTrainable
+from ray.tune.result import (
+    EPISODES_TOTAL,
+    NODE_IP,
+    PID,
+    TIME_TOTAL_S,
+    TIMESTEPS_TOTAL,
+    TRAINING_ITERATION,
+    TRIAL_ID,
+)
+from ray.tune.trainable import FunctionTrainable, Trainable
 
-from hpo_ray.errors import StudyError
+from hpo_ray.errors import HpoRayError, StudyError
+from hpo_ray.executors.disk import DiskFull, is_full
+from hpo_ray.trainables.checkpoint import Progress, UnreadableCheckpoint, read, write
 
 __all__ = [
     "ActorHandle",
     "Controller",
+    "Fallback",
     "MemoryCheckpoint",
     "MemoryStorage",
     "StudyStorage",
     "TrackedActor",
+    "WatchedCheckpoint",
+    "begin_anew",
     "check_ray",
     "copy_checkpoint",
     "empty_save",
     "join_thread",
     "last_metrics",
+    "load_class",
     "new_trial",
+    "on_loopback",
     "own_session",
+    "restore_trial",
+    "save_class",
+    "watch_checkpoint",
 ]
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
@@ -59,6 +79,8 @@ _USED: dict[Any, tuple[str, ...]] = {
     TuneController: (
         "_process_trial_save",
         "_schedule_trial_save",
+        "_schedule_trial_train",
+        "_checkpoint_trial_if_needed",
         "_validate_result_metrics",
         "_trial_task_failure",
         "_schedule_trial_task",
@@ -72,6 +94,7 @@ _USED: dict[Any, tuple[str, ...]] = {
         "_unstage_trial_with_resources",
         "_set_trial_status",
         "_process_trial_failure",
+        "_try_recover",
         "stop_trial",
         "_mark_trial_to_checkpoint",
         "end_experiment_callbacks",
@@ -93,8 +116,10 @@ _USED: dict[Any, tuple[str, ...]] = {
         "trial_fs_path",
         "checkpoint_fs_path",
     ),
+    Trainable: ("save", "restore", "save_checkpoint", "load_checkpoint"),
     FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
+    _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"),
     TrackedActor: ("set_on_stop", "set_on_error"),
     Trial: (
         "get_trainable_cls",
@@ -102,11 +127,12 @@ _USED: dict[Any, tuple[str, ...]] = {
         "set_location",
         "init_local_path",
         "handle_error",
+        "pickled_error_file",
         "on_checkpoint",
         "latest_checkpoint_result",
         "set_config",
     ),
-    _CheckpointManager: ("latest_checkpoint_result",),
+    _CheckpointManager: ("latest_checkpoint_result", "register_checkpoint", "best_checkpoint_results"),
 }
 
 
@@ -120,6 +146,28 @@ def check_ray() -> None:
             f"Ray {ray.__version__} has moved {', '.join(missing)}, which hpo_ray needs; "
             f"install a Ray that it was tested with: pip install 'ray[tune]>={TESTED_RAY[0]},<={TESTED_RAY[1]}.*'"
         )
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Within it, a local cluster that is started listens on 127.0.0.1 only, all of its processes do.
+
+    Ray binds each of its servers (GCS, raylet, workers, the driver itself) to all interfaces, unless the node's address
+    is 127.0.0.1; and it replaces that address by the machine's own wherever a node might be joined by others, which is
+    everywhere but on macOS and Windows. Its processes read the environment variable that says so, this one has it read
+    already. Outside of the block nothing has changed: a driver may join a real cluster later.
+    """
+    name, before = _constants.ENABLE_RAY_CLUSTERS_ENV_VAR, _constants.ENABLE_RAY_CLUSTER
+    typed = os.environ.get(name)
+    os.environ[name], _constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        _constants.ENABLE_RAY_CLUSTER = before
+        if typed is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = typed
 
 
 class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
@@ -171,7 +219,11 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
         aside, place = self.aside(), Path(self.checkpoint_fs_path)
         if Path(checkpoint.path) != aside:
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(checkpoint.path, aside)
+            try:
+                shutil.copytree(checkpoint.path, aside)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
         # A retried trial writes a checkpoint of the same name again.
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
@@ -210,6 +262,32 @@ class MemoryCheckpoint(Checkpoint):  # type: ignore[misc]  # ray ships no types
             shutil.rmtree(folder)
 
 
+class WatchedCheckpoint(Checkpoint):  # type: ignore[misc]  # ray ships no types
+    """A function's checkpoint, which notes what was raised while the function had it open."""
+
+    raised: Exception | None = None
+
+    @contextmanager
+    def as_directory(self) -> Iterator[str]:
+        """See Ray's."""
+        with super().as_directory() as folder:
+            try:
+                yield folder
+            except Exception as error:
+                self.raised = error
+                raise
+
+
+def watch_checkpoint() -> WatchedCheckpoint | None:
+    """Puts a watched checkpoint in place of the one that the session has loaded; None if it can't be watched."""
+    session = _session.get_session()
+    loaded = getattr(session, "loaded_checkpoint", None)
+    if loaded is None or isinstance(loaded, MemoryCheckpoint):
+        return None
+    watched = session.loaded_checkpoint = WatchedCheckpoint(loaded.path, loaded.filesystem)
+    return watched
+
+
 class MemoryStorage(StudyStorage):
     """Keeps checkpoints in memory, and makes folders for trials only where trackers write into them."""
 
@@ -237,12 +315,15 @@ class MemoryStorage(StudyStorage):
     def restore(self, trainable: Any, saved: _TrainingResult) -> None:
         """Loads what `save` saved."""
         checkpoint, metrics = saved.checkpoint, saved.metrics
-        trainable._iteration = metrics.get(TRAINING_ITERATION, 0)
-        trainable._time_total = metrics.get(TIME_TOTAL_S, 0)
-        trainable._time_since_restore = 0.0
-        trainable._iterations_since_restore = 0
-        trainable._timesteps_total = metrics.get(TIMESTEPS_TOTAL)
-        trainable._restored = True
+        _set_progress(
+            trainable,
+            Progress(
+                metrics.get(TRAINING_ITERATION, 0),
+                metrics.get(TIME_TOTAL_S, 0),
+                metrics.get(TIMESTEPS_TOTAL),
+                metrics.get(EPISODES_TOTAL),
+            ),
+        )
         if checkpoint.state is not None:
             trainable.load_checkpoint(pickle.loads(checkpoint.state))
             return
@@ -273,6 +354,10 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     """
 
     _wrapper: Any = None
+    _leaving: dict[Trial, bool] | None = None
+    """In a study that is interrupted, the trials that are still to be saved; and whether they have been asked to."""
+    checkpoint_is_due: Callable[[Trial], bool] = staticmethod(lambda trial: False)
+    """Whether a trial that goes on is to be saved after its last report."""
     study_error: StudyError | None = None
     """What a trainable has raised that ends the study, and not only its trial."""
 
@@ -349,6 +434,46 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             self.end_experiment_callbacks()
             self._actor_manager.cleanup()
 
+    def save_running(self, worth_it: Callable[[Trial], bool], until_s: float) -> None:
+        """Saves what runs, as far as there is time, and lets nothing go on. For a study that is interrupted.
+
+        With Ray's actors a trial is saved when its step has ended; one whose step takes longer goes without.
+
+        Args:
+            worth_it: whether a trial has something to save.
+            until_s: when to give up, by `time.monotonic`.
+        """
+        self._leaving = {trial: False for trial in self._running_trials if trial in self._trial_to_actor}
+        manager, interrupted = self._actor_manager, None
+        if self._in_process:
+            manager.drop_steps()
+            interrupted = manager.interrupted
+        for trial in list(self._leaving):
+            if not worth_it(trial) or self._trial_to_actor[trial] is interrupted:
+                del self._leaving[trial]
+            elif self._in_process and not trial.is_saving:
+                self._schedule_trial_save(trial)
+        while self._leaving and time.monotonic() < until_s:
+            if not manager.next(timeout=0.05) and self._in_process:
+                break
+
+    def _schedule_trial_train(self, trial: Trial) -> None:
+        """The next step; in a study that is interrupted, the last save."""
+        if self._leaving is None:
+            super()._schedule_trial_train(trial)
+        elif self._leaving.get(trial) is False:
+            self._leaving[trial] = True
+            self._schedule_trial_save(trial)
+
+    def _process_trial_save(self, trial: Trial, checkpoint_value: _TrainingResult) -> None:
+        super()._process_trial_save(trial, checkpoint_value)
+        if self._leaving is not None:
+            self._leaving.pop(trial, None)
+
+    def _checkpoint_trial_if_needed(self, trial: Trial, force: bool = False) -> None:
+        """Ray's own, and whenever the study says that it is time."""
+        super()._checkpoint_trial_if_needed(trial, force or self.checkpoint_is_due(trial))
+
     def _mark_trial_to_checkpoint(self, trial: Trial) -> None:
         """Nothing to mark: see `checkpoint`. Ray would keep every trial's state twice."""
 
@@ -421,6 +546,20 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         cause = getattr(exception, "cause", None) or exception.__cause__  # Ray's, or ours
         if isinstance(cause, StudyError):
             self.study_error = cause
+        elif is_full(exception):  # no fault of the trial's: it stays as it is, to go on from there
+            self.study_error = DiskFull(trial.storage.experiment_fs_path)
+            return
+        if isinstance(cause, UnreadableCheckpoint) and isinstance(trial, StudyTrial):
+            dropped, taken = trial.drop_checkpoint()
+            if dropped is not None and taken is not None:
+                trial.fallback = Fallback(dropped.checkpoint, taken.checkpoint, dict(taken.metrics), str(cause))
+                self._try_recover(trial, exc=exception)  # not counted as a failure of the trial
+                self._callbacks.on_trial_recover(iteration=self._iteration, trials=self._trials, trial=trial)
+            else:
+                super()._trial_task_failure(trial, exception)
+            if dropped is not None and Path(dropped.checkpoint.path).parent == Path(trial.storage.trial_fs_path):
+                shutil.rmtree(dropped.checkpoint.path, ignore_errors=True)  # the log says so by now
+            return
         super()._trial_task_failure(trial, exception)
 
     def _on_trial_reset(self, trial: Trial, success: bool) -> None:
@@ -492,10 +631,48 @@ class ActorHandle:
             """Nothing."""
 
 
+@dataclass(frozen=True)
+class Fallback:
+    """A trial goes on from the checkpoint before its last.
+
+    Attributes:
+        dropped: the last one, which can't be read.
+        taken: the one before.
+        metrics: what had been reported when that was made.
+        why: what the last one was refused with.
+    """
+
+    dropped: Checkpoint
+    taken: Checkpoint
+    metrics: dict[str, Any]
+    why: str
+
+
 class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
     """A trial that costs less: Ray's does for each trial and report what only its own tables and `ResultGrid` need."""
 
     trainable: type
+    fallback: Fallback | None = None
+    """What is to be recorded of a checkpoint that could not be read, and of the one that takes its place."""
+    oldest: _TrainingResult | None = None
+    """The first checkpoint that may take the place of a later one: of those before it, weights or configuration are
+    others."""
+
+    def take_fallback(self) -> Fallback | None:
+        """`fallback`, once."""
+        fallback, self.fallback = self.fallback, None
+        return fallback
+
+    def drop_checkpoint(self) -> tuple[_TrainingResult | None, _TrainingResult | None]:
+        """Forgets the last checkpoint; it, and the one before, which is the last from now on, if there is one."""
+        manager = self.run_metadata.checkpoint_manager
+        known, dropped = manager._checkpoint_results, manager.latest_checkpoint_result
+        first = known.index(self.oldest) if self.oldest in known else 0
+        before = [] if dropped is self.oldest else [result for result in known[first:] if result is not dropped]
+        taken = before[-1] if before else None
+        manager._checkpoint_results, manager._latest_checkpoint_result = before, taken
+        self.invalidate_json_state()
+        return dropped, taken
 
     def init_local_path(self) -> None:
         """Makes the trial's folder, where it will hold something."""
@@ -503,9 +680,12 @@ class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
             super().init_local_path()
 
     def handle_error(self, exc: Any = None) -> None:
-        """Notes a failure, in a file in the trial's folder."""
+        """Notes a failure, in a text file in the trial's folder; Ray pickles it as well, for its own restore."""
         os.makedirs(self.local_path, exist_ok=True)
         super().handle_error(exc)
+        if self.pickled_error_file is not None:
+            Path(self.pickled_error_file).unlink(missing_ok=True)
+            self.run_metadata.pickled_error_filename = None
 
     def on_checkpoint(self, checkpoint_result: _TrainingResult) -> None:
         """Notes a checkpoint; of those in memory the last one only, since none of them can be damaged."""
@@ -564,6 +744,26 @@ def new_trial(
     return trial
 
 
+def restore_trial(trial: Trial, checkpoints: Sequence[tuple[str, dict[str, Any]]], paused: bool, failures: int) -> None:
+    """Brings a trial of a study that is taken up to where it was.
+
+    Args:
+        trial: a new one.
+        checkpoints: (path, what was reported there) of those that it has, the last one last.
+        paused: whether it waits for its scheduler.
+        failures: how often it has been tried again.
+    """
+    manager = trial.run_metadata.checkpoint_manager
+    for path, metrics in checkpoints:
+        manager.register_checkpoint(_TrainingResult(Checkpoint(path), {**metrics, TRIAL_ID: trial.trial_id}))
+        trial.run_metadata.last_result = dict(manager.latest_checkpoint_result.metrics)
+        # The names of checkpoints count on from here: one that is on record is never written over.
+        trial.storage.current_checkpoint_index = int(Path(path).name.rpartition("_")[2])
+    trial.run_metadata.num_failures = failures
+    if paused:
+        trial.set_status(Trial.PAUSED)
+
+
 def last_metrics(trial: Trial) -> dict[str, Any] | None:
     """What a trial had reported when its last checkpoint was made; None if it has none."""
     saved = trial.latest_checkpoint_result
@@ -596,7 +796,14 @@ def copy_checkpoint(source: Trial, trial: Trial) -> Checkpoint | None:
             return None
     metrics = {key: value for key, value in saved.metrics.items() if key != "config"}
     trial.on_checkpoint(_TrainingResult(checkpoint, {**metrics, TRIAL_ID: trial.trial_id}))
+    begin_anew(trial)
     return checkpoint
+
+
+def begin_anew(trial: Trial) -> None:
+    """From its last checkpoint on, a trial has other weights or another configuration: no earlier one will do."""
+    if isinstance(trial, StudyTrial):
+        trial.oldest = trial.latest_checkpoint_result
 
 
 @contextmanager
@@ -625,6 +832,66 @@ def join_thread(trainable: Any, timeout_s: float = 2.0) -> Callable[[], None]:
             threading.Thread.join(thread, timeout_s)
 
     return join
+
+
+def save_class(trainable: Any, folder: Path, name: str) -> _TrainingResult:
+    """Saves a class trainable, in place of Ray's own `save`, which pickles what `save_checkpoint` returns.
+
+    Args:
+        trainable: what to save.
+        folder: a new one, for its files. One that was left there by a save that failed is removed.
+        name: the trainable's, for messages.
+    """
+    try:
+        folder.mkdir()
+    except FileNotFoundError:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    returned = trainable.save_checkpoint(str(folder))
+    if isinstance(returned, str) and returned != str(folder):
+        raise ValueError(f"save_checkpoint returned {returned!r}; it must return a dict, None or its checkpoint_dir")
+    progress = Progress(
+        trainable._iteration, trainable._time_total, trainable._timesteps_total, trainable._episodes_total
+    )
+    write(folder, progress, returned if isinstance(returned, dict) else None, name)
+    checkpoint, metrics = Checkpoint(os.path.abspath(folder)), dict(trainable._last_result or {})
+    storage = trainable._storage
+    if storage is not None:
+        storage._update_checkpoint_index(metrics)
+        checkpoint = storage.persist_current_checkpoint(checkpoint)
+    return _TrainingResult(checkpoint, metrics)
+
+
+def load_class(trainable: Any, saved: str | Checkpoint | _TrainingResult) -> None:
+    """Loads what `save_class` saved, in place of Ray's own `restore`, which unpickles what it finds.
+
+    Raises:
+        UnreadableCheckpoint: it is gone or damaged.
+    """
+    checkpoint = saved.checkpoint if isinstance(saved, _TrainingResult) else saved
+    if isinstance(checkpoint, str):
+        checkpoint = Checkpoint(os.path.abspath(checkpoint))
+    with checkpoint.as_directory() as folder:
+        progress, state = read(Path(folder))
+        _set_progress(trainable, progress)
+        try:
+            trainable.load_checkpoint(folder if state is None else state)
+        except (HpoRayError, UnreadableCheckpoint):
+            raise
+        except Exception as error:  # of the user's code, which reads the files, if there are some
+            raise UnreadableCheckpoint(f"{type(error).__name__}: {error}") from error
+
+
+def _set_progress(trainable: Any, progress: Progress) -> None:
+    trainable._iteration = progress.iteration
+    trainable._time_total = progress.time_total
+    trainable._timesteps_total = progress.timesteps_total
+    trainable._episodes_total = progress.episodes_total
+    trainable._time_since_restore = 0.0
+    trainable._iterations_since_restore = trainable._timesteps_since_restore = 0
+    trainable._restored = True
 
 
 def empty_save(trainable: Any) -> _TrainingResult:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
+import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,46 +18,62 @@ from typing import Any
 from ray.tune import PlacementGroupFactory, register_trainable
 
 from hpo_ray.best import save_best, save_config, test_best
+from hpo_ray.commands import resume_command
 from hpo_ray.errors import ConfigError, StudyError
-from hpo_ray.events import FILE_NAME, EventLog, StudyEnded, StudyStarted
+from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
 from hpo_ray.executors.base import Executor, Resources
 from hpo_ray.executors.binding import bind, can_save, own_request
+from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Controller, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
+from hpo_ray.executors.resuming import RepeatedLog, check_resumable, feed, goes_on_at, take_up
 from hpo_ray.executors.source import TrialSource
-from hpo_ray.results import StudyResult, StudyState
+from hpo_ray.results import StudyResult, StudyState, fold
 from hpo_ray.schedulers.adapter import CoreScheduler
-from hpo_ray.schedulers.brackets import Budget
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.store.projection import Projection
 from hpo_ray.store.storage import Store
-from hpo_ray.study import Draft, Study
+from hpo_ray.study import Draft, Study, versions
 from hpo_ray.view import View
 
 _STORE_S, _INTERRUPTED_S = 10.0, 0.5
 """How long the end of a study waits for its store, which gets what lacks later."""
 
 
-def run(study: Study, view: View) -> StudyResult:
+def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
     """Runs a study to its end, and writes what it leaves behind.
 
     Args:
         study: what to run.
         view: what a person sees meanwhile.
+        folder: that of a study which is taken up where its log ends; None for a new one.
 
     Raises:
         ConfigError: the resources asked for are not there, or the study's folder can't be made. Nothing was written.
         StudyError: the study could not go on. Its log and results are written all the same.
     """
     check_ray()
-    study.draft.free_name()  # a name that is taken is better known before a cluster is started
+    if folder is None:
+        study.draft.free_name()  # a name that is taken is better known before a cluster is started
+    else:
+        check_resumable(study)
     trainable = bind(study.trainable, study.context)
     with _signals(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
+        signals.listen()
         try:
-            folder = _make_folder(study.draft)
             concurrency = min(capacity, study.draft.budget.concurrency or capacity)
-            return _run(_Run(study, trainable, folder, resources, concurrency), view, signals)
+            home = folder or _make_folder(study.draft)
+            if not view.silent:
+                signals.last_words = f"interrupted; to go on: {resume_command(home)}"
+            with closing(EventLog(home / FILE_NAME)) as log:
+                if folder is not None:
+                    repair(log.path)
+                    save_config(home, study.draft.config)  # its budget may have grown
+                events = read(log.path) if log.path.stat().st_size else []
+                with Projection(home, study.draft.space, Store.of(study.draft.config)) as projection:
+                    this = _Run(study, trainable, home, resources, concurrency)
+                    return _run(this, log, events, projection, view, signals)
         finally:
             study.executor.stop()
 
@@ -97,55 +114,96 @@ def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None,
         raise ConfigError(f"{study.draft.task.trainable} asks for its own resources: {error}", error.key) from None
 
 
-def _run(this: _Run, view: View, signals: _Signals) -> StudyResult:
+def _run(
+    this: _Run, log: EventLog, events: list[Event], projection: Projection, view: View, signals: _Signals
+) -> StudyResult:
+    """Runs a study, or the rest of one: `events` are what its log holds."""
     study, folder = this.study, this.folder
-    clock = study.executor.clock()
     state = StudyState()
-    store = Store.of(study.draft.config)
-    with closing(EventLog(folder / FILE_NAME)) as log, Projection(folder, study.draft.space, store) as projection:
-        recorder = Recorder(study, log, state, folder, clock)
-        recorder.append(_started(study.draft, folder))
-        failure: Exception | None = None
-        controller: Controller | None = None
-        try:
-            controller = _controller(this, recorder)
-            view.start(study.draft, folder)
-            ended, reason = _loop(controller, recorder, study.draft.budget, view, signals)
-            if ended == "finished" and state.best is None:
-                raise StudyError(_no_value(state, study.draft))
-        except Exception as error:  # whatever it is, the log says that the study failed, and why
-            failure, ended, reason = error, "failed", str(error)
-        finally:
-            view.stop()
-            if controller is not None:
-                controller.close()
-        model = _model(study, state) if ended == "finished" else None
-        recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
-        note = projection.close(_INTERRUPTED_S if ended == "interrupted" else _STORE_S)
+    started = events[0] if events else _started(study.draft, folder)
+    resumed = StudyResumed(0.0, time.time(), study.draft.config["budget"], versions())
+    simulated = study.executor.in_memory  # its checkpoints are gone, and its time costs nothing: it runs again
+    clock = study.executor.clock(0.0 if simulated or not events else goes_on_at(events))
+    repeated: RepeatedLog | None = None
+    if simulated and events:
+        repeated = RepeatedLog(log, events, resumed, _names_that_count(study.draft))
+    elif events:
+        feed(study, state, events)
+    recorder = Recorder(study, repeated.append if repeated else log.append, state, folder, clock)
+    recorder.append(replace(resumed, time=clock()) if events and not repeated else started)
+    if recorder.error is not None:
+        raise recorder.error
+    failures: list[Exception] = []
+    controller: Controller | None = None
+    try:
+        controller, source = _controller(this, recorder)
+        if events and repeated is None:
+            take_up(study, events, folder, recorder, source, controller)
+        view.start(study.draft, folder)
+        ended, reason = _loop(controller, recorder, study, view, signals)
+        if ended == "finished" and state.best is None:
+            raise StudyError(_no_value(state, study.draft))
+    except Exception as error:  # whatever it is, the log says that the study failed, and why
+        failure = DiskFull(folder) if is_full(error) and not isinstance(error, StudyError) else error
+        failures.append(failure)
+        ended, reason = "interrupted" if isinstance(failure, DiskFull) else "failed", str(failure)
+    finally:
+        view.stop()
+        if controller is not None:
+            controller.close()
+    model = _model(study, state) if ended == "finished" else None
+    recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
+    note = projection.close(_INTERRUPTED_S if ended == "interrupted" else _STORE_S)
+    if repeated is not None and repeated.behind:  # what the log says is more than what has come again
+        if failures:
+            raise failures[0]
+        return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]), store_note=note)
     result = StudyResult(folder, state, store_note=note)
-    saved = state.best is not None and save_best(folder, state.best)
-    result.write()  # before the test, which may take long or fail
-    if saved and ended == "finished":
+    saved = False
+    with _noting_full(folder, failures):
+        saved = state.best is not None and save_best(folder, state.best)
+    with _noting_full(folder, failures):
+        result.write()  # before the test, which may take long or fail
+    if saved and not failures and ended == "finished":
         try:
             result = replace(result, test_metrics=test_best(folder))
         except Exception as error:  # of the user's code; the study itself is done
             result = replace(result, test_error=f"{type(error).__name__}: {error}")
-        result.write()
-    if failure is not None:
-        raise failure
+        with _noting_full(folder, failures):
+            result.write()
+    if failures:
+        raise failures[0]
     return result
 
 
-def _loop(controller: Controller, recorder: Recorder, budget: Budget, view: View, signals: _Signals) -> tuple[str, str]:
+@contextmanager
+def _noting_full(folder: Path, failures: list[Exception]) -> Iterator[None]:
+    """Adds to the failures that there was no room for what the block writes."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        failures.append(DiskFull(folder))
+
+
+def _loop(controller: Controller, recorder: Recorder, study: Study, view: View, signals: _Signals) -> tuple[str, str]:
     """Steps until the study is over; how it ended, and why."""
+    budget, in_memory = study.draft.budget, study.executor.in_memory
     while not controller.is_finished():
-        with suppress(_Interrupted):
-            controller.step()
+        try:
+            with suppress(_Interrupted):
+                controller.step()
+        except Exception:
+            if recorder.error is None:  # of what came first, the rest is a consequence
+                raise
         elapsed_s = recorder.clock()
         view.update(recorder.state, elapsed_s)
         if error := recorder.error or controller.study_error:
             raise error
         if signals.received is not None:
+            if not in_memory:
+                controller.save_running(recorder.has_unsaved, signals.since_s + signals.SAVE_S)
             return "interrupted", f"{signal.Signals(signals.received).name} received"
         if recorder.target_reached:
             return "finished", f"budget.target={budget.target:g} reached"
@@ -176,14 +234,18 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
         seed=draft.seed,
         max_resource=draft.max_resource,
         time=time.time(),
-        versions=_versions(),
+        versions=versions(),
         metrics=draft.task.metrics,
         reference=draft.task.reference,
         constraints=draft.task.constraints,
     )
 
 
-def _controller(this: _Run, recorder: Recorder) -> Controller:
+def _names_that_count(draft: Draft) -> tuple[str, ...]:
+    return (draft.task.metric, *draft.task.metrics, *draft.task.constraints)
+
+
+def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource]:
     study, folder = this.study, this.folder
     register_trainable(folder.name, this.trainable)
     storage = study.executor.storage(folder, trackers=bool(study.callbacks))
@@ -209,13 +271,14 @@ def _controller(this: _Run, recorder: Recorder) -> Controller:
         max_pending=this.concurrency,
         actor_manager=study.executor.actor_manager(study.time_attr, study.draft.budget.time_s),
     )
+    controller.checkpoint_is_due = recorder.checkpoint_is_due
     if this.resources is not None:
         controller.keep_actors(this.resources, this.concurrency)
     source.active = lambda: controller.num_active
     if isinstance(study.scheduler, CoreScheduler):
         source.promotions = study.scheduler.promotions
         study.scheduler.room = source.room
-    return controller
+    return controller, source
 
 
 def _make_folder(draft: Draft) -> Path:
@@ -236,7 +299,11 @@ def _make_folder(draft: Draft) -> Path:
                 f"study.root={draft.root}: can't be written: {error.strerror}", key="study.root"
             ) from None
         break
-    save_config(folder, draft.config)
+    try:
+        save_config(folder, draft.config)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ConfigError(f"study.root={draft.root}: can't be written: {error.strerror}", key="study.root") from None
     return folder
 
 
@@ -253,42 +320,87 @@ def _no_value(state: StudyState, draft: Draft) -> str:
     return f"all {len(failed)} trials failed; the first, trial {first.number}, with:\n{first.error}"
 
 
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("hpo_ray", "ray", "torch", "optuna", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
 class _Interrupted(BaseException):
-    """A signal came in the middle of a step that runs in this process."""
+    """A signal came in the middle of a step that runs in this process, and the step didn't end in time."""
 
 
 class _Signals:
-    """Which signal came, if any."""
+    """Which signal came, if any, and what time is left.
 
-    received: int | None = None
+    From the first SIGINT or SIGTERM on, a step that runs in this process has `STEP_S` to end, what runs has until
+    `SAVE_S` to be saved, and at `EXIT_S` the process ends whatever it is doing: the log is whole at any moment.
+
+    Args:
+        executor: whose steps may be interrupted.
+        view: what is cleared before the process ends.
+    """
+
+    STEP_S, SAVE_S, EXIT_S = 1.0, 1.8, 2.7
+
+    def __init__(self, executor: Executor, view: View) -> None:
+        self.received: int | None = None
+        self.since_s = 0.0
+        self.last_words = ""
+        """What is printed if the process has to end at once."""
+        self._executor, self._view = executor, view
+        self._hurry = False
+        self._timers: list[threading.Timer] = []
+
+    def listen(self) -> dict[int, Any]:
+        """Takes the signals over; what handled them before. Again after Ray has started, which takes SIGTERM itself."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal: the first asks for an end, the second is one."""
+        if self.received is None:
+            self.received, self.since_s = number, time.monotonic()
+            self._timers = [
+                threading.Timer(self.STEP_S, self._interrupt),
+                threading.Timer(self.EXIT_S, self._exit),
+            ]
+            for timer in self._timers:
+                timer.daemon = True
+                timer.start()
+        elif not self._hurry:
+            self._exit()
+        else:
+            self._hurry = False
+            if self._executor.in_step:
+                raise _Interrupted
+
+    def cancel(self) -> None:
+        """The study has ended in time."""
+        for timer in self._timers:
+            timer.cancel()
+
+    def _interrupt(self) -> None:
+        """Sends the signal again, by which the main thread leaves the step that it is in."""
+        if self._executor.in_step:
+            assert self.received is not None
+            self._hurry = True
+            signal.pthread_kill(threading.main_thread().ident or 0, self.received)
+
+    def _exit(self) -> None:
+        assert self.received is not None
+        self._view.stop()
+        if self.last_words:
+            print(self.last_words, file=sys.__stdout__, flush=True)  # `sys.stdout` may be a trial's own
+        os._exit(128 + self.received)
 
 
 @contextmanager
 def _signals(executor: Executor, view: View) -> Iterator[_Signals]:
-    """Notes the first SIGINT or SIGTERM, and interrupts a step that runs here; the second ends the process at once."""
-    signals = _Signals()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if signals.received is not None:
-            view.stop()
-            os._exit(128 + number)
-        signals.received = number
-        if executor.in_step:
-            raise _Interrupted
-
+    """Handles SIGINT and SIGTERM as long as the study runs; in the main thread only, as Python does."""
+    signals = _Signals(executor, view)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signals.listen()
     try:
         yield signals
     finally:
+        signals.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

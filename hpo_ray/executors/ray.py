@@ -9,11 +9,13 @@ import ray
 
 from hpo_ray.errors import ConfigError
 from hpo_ray.executors.base import Executor, Resources
+from hpo_ray.executors.internals import on_loopback
 
 
 class RayExecutor(Executor):
     """Runs trials on a local Ray cluster that it starts, and stops at the end.
 
+    That cluster listens on 127.0.0.1 only, and asks whoever connects for its token.
     In a process that is connected to a cluster already, that one is used and left running.
 
     Args:
@@ -42,15 +44,16 @@ class RayExecutor(Executor):
         """Starts Ray, unless the process is connected already, and counts how many trials fit."""
         if not ray.is_initialized():
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=self.num_cpus,
-                    num_gpus=self.num_gpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=self.temp_dir,
-                )
+                with on_loopback():
+                    ray.init(
+                        address="local",
+                        num_cpus=self.num_cpus,
+                        num_gpus=self.num_gpus,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _temp_dir=self.temp_dir,
+                    )
             except Exception as error:  # Ray raises many kinds
                 last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
                 raise ConfigError(

@@ -13,15 +13,30 @@ from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
-from ray.tune.result import AUTO_RESULT_KEYS
+from ray.tune.result import AUTO_RESULT_KEYS, TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.trainable import FunctionTrainable
 
 from hpo_ray.errors import StudyError
-from hpo_ray.events import CheckpointSaved, Decided, Event, EventLog, Reported, TrialAdded, TrialEnded, TrialRetried
+from hpo_ray.events import (
+    CheckpointSaved,
+    Decided,
+    Event,
+    Moved,
+    Reported,
+    StudyEnded,
+    TrialAdded,
+    TrialEnded,
+    TrialRetried,
+)
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
-from hpo_ray.executors.internals import MemoryCheckpoint
+from hpo_ray.executors.disk import DiskFull, is_full
+from hpo_ray.executors.internals import Fallback, MemoryCheckpoint, StudyTrial, last_metrics
+from hpo_ray.executors.keeper import Keeper
 from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
+from hpo_ray.schedulers.adapter import CoreScheduler
+from hpo_ray.schedulers.core import Moves
 from hpo_ray.schedulers.population_adapter import Change
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
@@ -38,7 +53,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     Args:
         study: whose scheduler it is.
-        log: where events are appended.
+        log: appends an event to the study's log.
         state: the fold of the same events.
         folder: the study's folder.
         clock: seconds since the study started.
@@ -47,10 +62,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     _supports_buffered_results = False
 
     def __init__(
-        self, study: Study, log: EventLog, state: StudyState, folder: Path, clock: Callable[[], float]
+        self, study: Study, log: Callable[[Event], None], state: StudyState, folder: Path, clock: Callable[[], float]
     ) -> None:
         super().__init__()
         self.scheduler = study.scheduler
+        if isinstance(study.scheduler, CoreScheduler):
+            study.scheduler.fold.moved = self._moved
         self._searcher = study.searcher if isinstance(study.searcher, SpaceSearcher) else None
         if self._searcher is not None:
             self._searcher.follows_log = True
@@ -62,6 +79,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self.target_reached = False
         self._log = log
         self._folder = folder
+        self._keeper = Keeper(folder, study.draft.keep_checkpoints, state)
         self._metric_name = study.draft.task.metric
         self._max_resource = study.draft.max_resource
         task = study.draft.task
@@ -71,13 +89,35 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             *(("task.constraints", name) for name in task.constraints),
         ]
         self._target = study.draft.budget.target
+        store = study.draft.config["store"]
+        self._checkpoint_every: int | None = store["checkpoint_every"]
+        self._checkpoint_every_s: float | None = store["checkpoint_every_s"]
+        self._saved_at: dict[str, tuple[int, float]] = {}
+        """(resource, seconds trained) of the last checkpoint of living trials."""
+        self._goes_on_from: dict[str, int] = {}
+        """The resource of the checkpoint that a trial starts from which was tried again, or taken up."""
         self._endings: dict[str, tuple[str, str]] = {}
         """(state, reason) of trials that are about to end because of their last report."""
 
     def append(self, event: Event) -> None:
-        """Writes an event to the log and takes it into account."""
-        self._log.append(event)
+        """Writes an event to the log and takes it into account; what can't be written ends the study, with `error`.
+
+        What the log has no room for has not happened.
+        """
+        if isinstance(self.error, DiskFull) and not isinstance(event, StudyEnded):
+            return
+        try:
+            self._log(event)
+        except StudyError as error:
+            self.error = self.error or error
+            return
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.error = DiskFull(self._folder)
+            return
         self.state.apply(event)
+        self._keeper.observe(event)
         if self._searcher is not None:
             self._searcher.observe(event)
 
@@ -94,6 +134,10 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             proposed = self._searcher.tags(trial.trial_id) if self._searcher is not None else {}
             tags = {**proposed, **self._tags(trial)}
             self.append(TrialAdded(trial.trial_id, number, trial.config, tags, self.clock()))
+        elif trial.status != Trial.PAUSED:
+            resource = int((last_metrics(trial) or {}).get(self.time_attr, 0))
+            self._goes_on_from[trial.trial_id] = resource
+            self.saved(trial.trial_id, resource)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records a report and what the scheduler makes of it."""
@@ -134,8 +178,11 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Records a failure. With status ERROR the trial is about to be retried."""
-        text = self._error_text(trial)
-        if trial.status == Trial.ERROR:
+        fallback = trial.take_fallback() if isinstance(trial, StudyTrial) else None
+        text = self._error_text(trial) if fallback is None else ""
+        if fallback is not None:
+            self._went_back(trial, fallback)
+        elif trial.status == Trial.ERROR:
             self.append(TrialRetried(trial.trial_id, text, self.clock()))
         else:
             self._endings.pop(trial.trial_id, None)
@@ -195,11 +242,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 return None
         record = self.state.trials[trial.trial_id]
         resource = int(result[self.time_attr])
+        before = self._goes_on_from.pop(trial.trial_id, record.position)
         self.append(
             Reported(
                 trial.trial_id,
                 resource,
-                _trained(record, resource),
+                _trained(record, before, resource),
                 metrics,
                 float(result.get("time_this_iter_s", 0.0)),
                 self.clock(),
@@ -220,9 +268,46 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def _decided(self, trial: Trial, action: str) -> None:
         self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))
 
+    def checkpoint_is_due(self, trial: Trial) -> bool:
+        """Whether a trial that goes on is to be saved now: after so many units, or seconds, since it was last."""
+        if not self._worth_saving(trial) or trial.trial_id in self._endings:
+            return False
+        record = self.state.trials.live(trial.trial_id)
+        resource, seconds = self._saved_at.get(trial.trial_id, (0, 0.0))
+        units = self._checkpoint_every is not None and record.position - resource >= self._checkpoint_every
+        return units or (self._checkpoint_every_s is not None and record.seconds - seconds >= self._checkpoint_every_s)
+
+    def has_unsaved(self, trial: Trial) -> bool:
+        """Whether a trial has trained since its last checkpoint, and can be saved."""
+        record = self.state.trials.live(trial.trial_id)
+        return self._worth_saving(trial) and record.position > 0 and record.position != record.checkpoint_resource
+
+    def _worth_saving(self, trial: Trial) -> bool:
+        """Functions save when they like."""
+        cls = trial.get_trainable_cls()
+        return not issubclass(cls, FunctionTrainable) and bool(getattr(cls, "can_save", False))
+
+    def saved(self, trial_id: str, resource: int) -> None:
+        """A trial has just been saved."""
+        self._saved_at[trial_id] = resource, self.state.trials.live(trial_id).seconds
+
+    def end_now(self, trial_id: str, state: str, reason: str) -> None:
+        """Ends a trial of a study that is taken up: all was decided about it, but its end."""
+        loss = None if state == "failed" else self.scheduler.fold.standing[trial_id].loss
+        self.scheduler.fold.end(trial_id, loss)
+        self.append(TrialEnded(trial_id, state, reason, reason if state == "failed" else None, self.clock()))
+
+    def _moved(self, moves: Moves, source_finished: bool, room: int) -> None:
+        """Records what the scheduler was asked, and what came of it."""
+        self.append(Moved(list(moves.promote), list(moves.stop), source_finished, room, self.clock()))
+
     def _changed(self, trial: Trial, change: Change) -> None:
-        """Records that a trial goes on from another checkpoint, or under another configuration."""
+        """Records that a trial goes on from another checkpoint, or under another configuration.
+
+        In one line, the checkpoint too: between two the process may die.
+        """
         metrics = None if change.metrics is None else metrics_of(change.metrics)
+        copied = change.checkpoint is not None
         self.append(
             Decided(
                 trial.trial_id,
@@ -233,15 +318,25 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 change.config,
                 change.resource,
                 metrics,
+                checkpoint_name(change.checkpoint, self._folder) if copied else None,
+                iteration_of(trial) if copied else None,
             )
         )
-        if change.checkpoint is not None:
-            name = checkpoint_name(change.checkpoint, self._folder)
-            self.append(CheckpointSaved(trial.trial_id, change.resource, name, self.clock()))
+
+    def _went_back(self, trial: Trial, fallback: Fallback) -> None:
+        """Records that the last checkpoint can't be read, and that the one before is the last again."""
+        dropped, taken = (
+            checkpoint_name(checkpoint, self._folder) for checkpoint in (fallback.dropped, fallback.taken)
+        )
+        text = f"checkpoint {dropped} can't be read: {fallback.why}; goes on from {taken}"
+        self.append(TrialRetried(trial.trial_id, text, self.clock(), counted=False))
+        resource = int(fallback.metrics.get(self.time_attr, 0))
+        self.append(CheckpointSaved(trial.trial_id, resource, taken, self.clock()))
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
             error += f"\noutput: {output.relative_to(self._folder)}"
+        self._saved_at.pop(trial.trial_id, None)
         self.append(TrialEnded(trial.trial_id, state, reason, error, self.clock()))
 
     def _error_text(self, trial: Trial) -> str:
@@ -278,17 +373,28 @@ class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A checkpoint is at its final place."""
-        resource = int(trial.last_result.get(self._recorder.time_attr, 0))
+        last = trial.last_result
+        resource = int(last.get(self._recorder.time_attr, 0))
+        iteration = int(last.get(TRAINING_ITERATION, resource))
         name = checkpoint_name(checkpoint, self._folder)
-        self._recorder.append(CheckpointSaved(trial.trial_id, resource, name, self._recorder.clock()))
+        self._recorder.append(
+            CheckpointSaved(
+                trial.trial_id, resource, name, self._recorder.clock(), None if iteration == resource else iteration
+            )
+        )
+        self._recorder.saved(trial.trial_id, resource)
 
 
-def _trained(record: TrialRecord, resource: int) -> int:
-    """Units that a report cost: since the report before, or since the checkpoint that a retried trial went on from."""
-    before = record.position
-    if resource <= before:
+def _trained(record: TrialRecord, before: int, resource: int) -> int:
+    """Units that a report cost: since the report before, or since the checkpoint that the trial went on from."""
+    if resource <= before:  # its scheduler let it start again from an earlier checkpoint, or from the beginning
         before = record.checkpoint_resource if record.checkpoint_resource < resource else 0
     return resource - before
+
+
+def iteration_of(trial: Trial) -> int | None:
+    """How many steps of its trainable a trial's last checkpoint is; None if that is unknown."""
+    return (last_metrics(trial) or {}).get(TRAINING_ITERATION)
 
 
 def checkpoint_name(checkpoint: Any, folder: Path) -> str | None:

@@ -402,8 +402,8 @@ class SimulatedExecutor(InProcessExecutor):
         storage.scratch, storage.folders = self._scratch.name, trackers
         return storage
 
-    def clock(self) -> Callable[[], float]:
-        """Virtual seconds."""
+    def clock(self, since: float = 0.0) -> Callable[[], float]:
+        """Virtual seconds, from 0: a simulated study that is taken up runs again."""
         self._started = time.monotonic()
         return lambda: 0.0 if self._simulation is None else round(self._simulation.now, 6)
 

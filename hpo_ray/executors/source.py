@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
@@ -54,8 +55,13 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
         """How many trials run or are pending; set to ask the controller."""
         self.promotions: Callable[[bool], int] = lambda finished: 0
         """How many promoted trials wait for a place; set to ask the scheduler. They come before new trials."""
-        self._number = 0
+        self.number = 0
+        """That of the next new trial."""
+        self.again: deque[Trial] = deque()
+        """Trials of a study that is taken up, which have to train: they come before new ones."""
         self._values: dict[str, dict[str, Any]] = {}
+        self.can_save = bool(getattr(trainable, "can_save", True))
+        """Whether the trainable has checkpoints, as far as is known."""
         self._metric = metric
         self._trainable = trainable
         self._trial_arguments: dict[str, Any] = {
@@ -73,9 +79,11 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
 
     def next_trial(self) -> Trial | None:
         """The next trial; None if there are no more, or as many as may be at a time."""
+        if self.again:
+            return self.again.popleft() if self.room() > 0 else None
         if self.is_finished() or self.room() <= self.promotions(False):
             return None
-        trial_id = trial_id_of(self._number)
+        trial_id = trial_id_of(self.number)
         config = self.searcher.suggest(trial_id)
         if config == Searcher.FINISHED:
             self.set_finished()
@@ -87,8 +95,14 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
                     f"a searcher that has no more returns Searcher.FINISHED"
                 )
             return None
-        number, self._number = self._number, self._number + 1
-        return new_trial(self._trainable, trial_id=trial_id, number=number, config=config, **self._trial_arguments)
+        number, self.number = self.number, self.number + 1
+        return self.make(trial_id, number, config)
+
+    def make(self, trial_id: str, number: int, config: Mapping[str, Any]) -> Trial:
+        """A trial as Ray has it."""
+        return new_trial(
+            self._trainable, trial_id=trial_id, number=number, config=dict(config), **self._trial_arguments
+        )
 
     def room(self) -> int:
         """How many more trials may be started."""
@@ -96,7 +110,7 @@ class TrialSource(SearchAlgorithm):  # type: ignore[misc]  # ray ships no types
 
     def is_finished(self) -> bool:
         """Whether no further trial will come."""
-        return self._finished or (self.limit is not None and self._number >= self.limit)
+        return not self.again and (self._finished or (self.limit is not None and self.number >= self.limit))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes a report on to the searcher."""

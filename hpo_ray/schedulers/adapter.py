@@ -6,10 +6,9 @@ states. It stops the paused trials that lost, and returns each promoted one once
 
 from __future__ import annotations
 
-import collections
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ray.tune.experiment import Trial
@@ -20,6 +19,7 @@ from hpo_ray.schedulers.asha import ASHACore
 from hpo_ray.schedulers.brackets import Ladder
 from hpo_ray.schedulers.core import NO_MOVES, Action, Clone, SchedulerCore
 from hpo_ray.schedulers.fifo import FIFOCore
+from hpo_ray.schedulers.fold import SchedulerFold
 from hpo_ray.schedulers.halving import HyperbandCore, SuccessiveHalvingCore
 from hpo_ray.schedulers.median import MedianStoppingCore
 
@@ -64,7 +64,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 f"scheduler.on_missing_checkpoint={on_missing_checkpoint!r}: must be error or restart",
                 key="scheduler.on_missing_checkpoint",
             )
-        self.core = core
+        self.fold = SchedulerFold(core)
         self.on_missing_checkpoint = on_missing_checkpoint
         self._metric = metric
         self._mode = mode
@@ -72,11 +72,6 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._trials: dict[str, Trial] = {}
         self._pausing: dict[str, Trial] = {}
         self._paused: set[str] = set()
-        self._promoted: collections.deque[Trial] = collections.deque()
-        self._losers: collections.deque[Trial] = collections.deque()
-        self._reasons: dict[str, str] = {}
-        self._clones: dict[str, Clone] = {}
-        """Of promoted trials, those that go on from a checkpoint or a configuration that are not theirs."""
         self._last_promoted: Trial | None = None
         self._idle_steps = 0
         self.room: Callable[[], int] = lambda: sys.maxsize
@@ -93,7 +88,12 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def reason(self, trial_id: str) -> str:
         """Why the last decision about this trial was taken."""
-        return self._reasons.get(trial_id, "")
+        return self.fold.reasons.get(trial_id, "")
+
+    @property
+    def core(self) -> SchedulerCore:
+        """The algorithm."""
+        return self.fold.core
 
     @property
     def ladder(self) -> Ladder:
@@ -117,7 +117,9 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                     key=f"scheduler.{name}",
                 )
         self._trials[trial.trial_id] = trial
-        self.core.add(trial.trial_id, trial.config)
+        if trial.status == Trial.PAUSED:  # it was before, and the study is taken up
+            self._pausing[trial.trial_id] = trial
+        self.fold.add(trial.trial_id, trial.config)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Records the report and returns what Ray should do with the trial."""
@@ -125,9 +127,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             raise StudyError(
                 f"scheduler.time_attr={self._time_attr!r} was not reported; reported: {', '.join(sorted(result))}"
             )
-        decision = self.core.report(trial.trial_id, int(result[self._time_attr]), self._loss(result))
-        if decision.action is not Action.CONTINUE:
-            self._reasons[trial.trial_id] = decision.reason
+        decision = self.fold.report(trial.trial_id, int(result[self._time_attr]), self._loss(result))
         if decision.action is Action.PAUSE:
             self._pausing[trial.trial_id] = trial
         return str(_RAY_ACTION[decision.action])
@@ -136,48 +136,39 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """The trial was stopped while it ran, or ended by itself; without any report it counts as failed."""
         reported = bool(result) and self._metric in result
         if reported and self._time_attr in result:  # the last report of a trial that ended by itself comes here only
-            self.core.report(trial.trial_id, int(result[self._time_attr]), self._loss(result))
-        self.core.end(trial.trial_id, self._loss(result) if reported else None)
+            self.fold.report(trial.trial_id, int(result[self._time_attr]), self._loss(result))
+        self.fold.end(trial.trial_id, self._loss(result) if reported else None)
         self._forget(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """A failure. With status ERROR Ray is about to retry the trial: it keeps its place."""
         if trial.status != Trial.ERROR:
-            self.core.end(trial.trial_id, None)
+            self.fold.end(trial.trial_id, None)
             self._forget(trial)
             return
-        # One that failed while it was saved for a pause starts again by itself.
+        # One that failed while it was saved for a pause trains again up to there, and is paused again.
         self._pausing.pop(trial.trial_id, None)
         self._paused.discard(trial.trial_id)
-        self._clones.pop(trial.trial_id, None)
-        if trial in self._promoted:
-            self._promoted.remove(trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
         """The trial was stopped while it was paused or pending."""
-        self.core.end(trial.trial_id, None)
+        self.fold.end(trial.trial_id, None)
         self._forget(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Closes complete rungs, stops the losers, and returns the next promoted trial, or None."""
         self._check_pauses(tune_controller)
-        while self._promoted and self._promoted[0].is_finished():  # it failed while it was saved
-            self._promoted.popleft()
         self._close_rungs(tune_controller.search_alg.is_finished())
-        for _ in range(len(self._losers)):
-            trial = self._losers.popleft()
-            if trial.is_saving or trial.status == Trial.RUNNING:
-                self._losers.append(trial)
-            elif not trial.is_finished():
+        for trial in [self._trials[trial_id] for trial_id in self.fold.losers if trial_id in self._trials]:
+            if not (trial.is_saving or trial.status == Trial.RUNNING or trial.is_finished()):
                 tune_controller.stop_trial(trial)
-        if self._promoted and self.room() > 0 and self._searcher_has_room(tune_controller):
-            trial = next((trial for trial in self._promoted if self._can_start(trial)), None)
+        if self.fold.promoted and self.room() > 0 and self._searcher_has_room(tune_controller):
+            trial = next(self._startable(), None)
             if trial is None:
                 return None
             self._idle_steps = 0
-            self._promoted.remove(trial)
             self._paused.discard(trial.trial_id)
-            self._prepare(trial)
+            self._prepare(trial, self.fold.start(trial.trial_id))
             self._tell_searcher(tune_controller, "on_unpause", trial)
             self._last_promoted = trial
             return trial
@@ -205,11 +196,16 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
 
+    def _startable(self) -> Iterator[Trial]:
+        """The promoted trials that can go on now."""
+        promoted = (self._trials.get(trial_id) for trial_id in self.fold.promoted)
+        return (trial for trial in promoted if trial is not None and self._can_start(trial))
+
     def _can_start(self, trial: Trial) -> bool:
-        """Whether a promoted trial can go on now."""
+        """Whether a promoted trial can go on now: not while it is saved, or trains again up to where it was paused."""
         return _is_saved(trial)
 
-    def _prepare(self, trial: Trial) -> None:
+    def _prepare(self, trial: Trial, clone: Clone | None) -> None:
         """What is left to do for a promoted trial before Ray gets it."""
 
     def _one_at_a_time(self) -> int:
@@ -219,28 +215,21 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def _ready(self) -> int:
         """Promoted trials that could start now, counted up to the room that there is."""
-        ready = (trial for trial in self._promoted if self._can_start(trial))
-        return sum(1 for _ in itertools.islice(ready, max(0, self.room())))
+        return sum(1 for _ in itertools.islice(self._startable(), max(0, self.room())))
 
     def _close_rungs(self, source_finished: bool) -> None:
         # Again if who moves up is still being saved: the free place is then for the next.
-        while (moves := self.core.advance(source_finished, self.room() - self._ready())) is not NO_MOVES:
-            self._reasons.update(moves.reasons or {})
-            # One that failed while it was saved, and was retried, goes on without having been paused.
-            paused = [i for i in moves.promote if i in self._pausing or self._trials[i].status == Trial.PAUSED]
-            self._promoted.extend(self._trials[trial_id] for trial_id in paused)
-            self._clones.update((i, clone) for i, clone in moves.clones.items() if i in paused)
-            self._losers.extend(self._trials[trial_id] for trial_id in moves.stop)
+        while self.fold.advance(source_finished, self.room() - self._ready()) is not NO_MOVES:
+            pass
 
     def _loss(self, result: Mapping[str, Any]) -> float:
         value = float(result[self._metric])  # type: ignore[index]  # Ray checks that the metric is there
         return -value if self._mode == "max" else value
 
     def _forget(self, trial: Trial) -> None:
-        for known in (self._trials, self._pausing, self._reasons, self._clones):
-            known.pop(trial.trial_id, None)
+        self._trials.pop(trial.trial_id, None)
+        self._pausing.pop(trial.trial_id, None)
         self._paused.discard(trial.trial_id)
-        self.core.forget(trial.trial_id)
 
     def _tell_searcher(self, tune_controller: Any, what: str, trial: Trial) -> None:
         """Searchers that count live trials themselves leave out the paused ones."""
@@ -270,7 +259,8 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             del self._pausing[trial_id]
             self._paused.add(trial_id)
             self._tell_searcher(tune_controller, "on_pause", trial)
-            if trial.checkpoint is None and self.on_missing_checkpoint == "error":
+            goes_on = trial_id not in self.fold.losers
+            if trial.checkpoint is None and goes_on and self.on_missing_checkpoint == "error":
                 raise StudyError(
                     f"trial {trial_id} was paused but has reported no checkpoint, so it can't go on later. Report "
                     f"one, `tune.report(metrics, checkpoint=...)`, or set scheduler.on_missing_checkpoint=restart "
@@ -279,7 +269,7 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def _check_progress(self) -> None:
         """Raises when nothing runs, nothing is pending, and the searcher gives no trial that a rung waits for."""
-        if not self._trials or self._losers or len(self._paused) < len(self._trials):
+        if not self._trials or self.fold.losers or len(self._paused) < len(self._trials):
             self._idle_steps = 0
             return
         self._idle_steps += 1

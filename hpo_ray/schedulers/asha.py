@@ -286,7 +286,7 @@ class ASHACore:
         stop: list[str] = []
         if source_finished and not self._running and not self._changed:
             stop = self._stop_waiting(reasons)
-        return Moves(tuple(promote), tuple(stop), reasons) if promote or stop else NO_MOVES
+        return Moves(tuple(promote), tuple(stop), reasons) if reasons else NO_MOVES
 
     def waits_for(self) -> str:
         """More trials, to be compared with those that are paused."""

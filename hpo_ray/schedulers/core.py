@@ -95,7 +95,7 @@ class SchedulerCore(Protocol):
         """A trial that ended will not be asked about again; memory is for those that live."""
 
     def advance(self, source_finished: bool, room: int) -> Moves:
-        """Decides about the paused trials.
+        """Decides about the paused trials; `NO_MOVES` itself if nothing has changed by it.
 
         Args:
             source_finished: no further trial will be added.

@@ -153,14 +153,19 @@ class HalvingCore:
         stop: list[str] = []
         reasons: dict[str, str] = {}
         changed, self._changed = self._changed, {}
+        moved = False
         for index in changed:
             ladder = self._ladders.get(index)
-            while ladder is not None and self._close_rung(ladder, source_finished, promote, stop, reasons):
+            if ladder is None:
+                continue
+            rung = ladder.rung
+            while self._close_rung(ladder, source_finished, promote, stop, reasons):
                 pass
-            if ladder is not None and ladder.closed:
+            moved = moved or ladder.closed or ladder.rung > rung
+            if ladder.closed:
                 del self._ladders[index]
                 self._filling = None if ladder is self._filling else self._filling
-        return Moves(tuple(promote), tuple(stop), reasons) if promote or stop else NO_MOVES
+        return Moves(tuple(promote), tuple(stop), reasons) if moved else NO_MOVES
 
     def waits_for(self) -> str:
         """Names the rung that waits for trials which have not been added yet."""

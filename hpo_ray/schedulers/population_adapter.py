@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 
-from hpo_ray.executors.internals import copy_checkpoint, last_metrics
+from hpo_ray.executors.internals import begin_anew, copy_checkpoint, last_metrics
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.schedulers.core import Clone
 from hpo_ray.schedulers.explore import FACTORS
@@ -41,8 +41,6 @@ class Change:
 class PopulationScheduler(CoreScheduler):
     """A scheduler whose algorithm lets trials go on as clones. Arguments: see `CoreScheduler`."""
 
-    core: PBTCore | PBTReplayCore
-
     def __init__(
         self,
         core: PBTCore | PBTReplayCore,
@@ -62,25 +60,25 @@ class PopulationScheduler(CoreScheduler):
 
     def _can_start(self, trial: Trial) -> bool:
         """Not while the checkpoint that it is to copy is being written."""
-        clone = self._clones.get(trial.trial_id)
+        clone = self.fold.promoted.get(trial.trial_id)
         source = None if clone is None else self._trials.get(clone.source)
         return super()._can_start(trial) and (source is None or not source.is_saving)
 
-    def _prepare(self, trial: Trial) -> None:
-        clone = self._clones.pop(trial.trial_id, None)
+    def _prepare(self, trial: Trial, clone: Clone | None) -> None:
         if clone is None:
             return
         change, why_not = self._replay(trial, clone) if clone.source == trial.trial_id else self._exploit(trial, clone)
         if change is None:
-            self._reasons[trial.trial_id] += f"; goes on as it is: {why_not}"
+            self.fold.reasons[trial.trial_id] += f"; goes on as it is: {why_not}"
             return
         trial.set_config(copy.deepcopy(dict(clone.config)))
         loss = None if change.metrics is None else self._loss(change.metrics)
-        self.core.cloned(trial.trial_id, clone.source, clone.config, change.resource, loss)
+        self.fold.cloned(trial.trial_id, clone, clone.config, change.resource, loss)
         self._changes[trial.trial_id] = change
 
     def _replay(self, trial: Trial, clone: Clone) -> tuple[Change, str]:
         metrics = last_metrics(trial) or {}
+        begin_anew(trial)
         return Change("replay", clone.config, int(metrics.get(self._time_attr, 0))), ""
 
     def _exploit(self, trial: Trial, clone: Clone) -> tuple[Change | None, str]:

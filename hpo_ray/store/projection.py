@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from hpo_ray.commands import short
 from hpo_ray.events import LogError
 from hpo_ray.space import Space
-from hpo_ray.store.storage import Store, short
+from hpo_ray.store.storage import Store
 from hpo_ray.store.urls import reason
 
 if TYPE_CHECKING:

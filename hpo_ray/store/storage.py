@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpo_ray.commands import short
 from hpo_ray.store.urls import without_password
 
 if TYPE_CHECKING:
@@ -213,8 +214,3 @@ def alone(path: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(descriptor)
-
-
-def short(path: Path) -> Path:
-    """A path as a person in the current folder would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

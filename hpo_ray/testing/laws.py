@@ -18,25 +18,22 @@ from omegaconf import OmegaConf
 
 from hpo_ray.best import load_config
 from hpo_ray.config import load
+from hpo_ray.errors import StudyError
 from hpo_ray.events import (
     FILE_NAME,
     CheckpointSaved,
-    Decided,
     Event,
-    Reported,
     StudyStarted,
     TrialAdded,
-    TrialEnded,
     read,
 )
-from hpo_ray.results import StudyResult
+from hpo_ray.results import StudyResult, load_study
+from hpo_ray.resume import reopen
 from hpo_ray.schedulers.adapter import CoreScheduler
-from hpo_ray.schedulers.core import Clone
-from hpo_ray.schedulers.population import PBTCore, PBTReplayCore
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import build, draft
 
-_CLOCKS = ("time", "seconds", "simulation")
+_CLOCKS = ("time", "seconds", "simulation", "room")  # and how many workers were free
 
 
 def run_study(overrides: Sequence[str], root: Path, config_dir: str | None = None) -> StudyResult:
@@ -56,6 +53,49 @@ def run_study(overrides: Sequence[str], root: Path, config_dir: str | None = Non
     from hpo_ray.view import View
 
     return run(study, View())
+
+
+def resume_study(folder: Path, overrides: Sequence[str] = (), config_dir: str | None = None) -> StudyResult:
+    """Goes on with a study where its log ends, without a view.
+
+    Args:
+        folder: the study's folder.
+        overrides: what changes, as typed on the command line.
+        config_dir: a folder with configurations of your own.
+
+    Raises:
+        ConfigError: there is no study, or the changes make it another one.
+        StudyError: its log is damaged, or the study failed.
+    """
+    reopened = reopen(str(folder), overrides, config_dir)
+    if reopened.done:
+        return load_study(folder)
+    study = build(reopened.draft)
+    from hpo_ray.executors.loop import run
+    from hpo_ray.view import View
+
+    return run(study, View(), reopened.folder)
+
+
+def outcomes(result: StudyResult) -> list[tuple[Any, ...]]:
+    """What a study came to: (number, configuration, state, final resource, value) of each trial."""
+    return [(t.number, dict(t.config), t.state, t.resource, t.value) for t in result.trials]
+
+
+def check_resumes(undisturbed: StudyResult, resumed: StudyResult) -> None:
+    """Law: a study that was cut off and taken up, however often, comes to what it would have come to.
+
+    To the digit, with one worker and a trainable that gives the same again from the same checkpoint.
+
+    Raises:
+        AssertionError: the message shows the first trial that differs.
+    """
+    a, b = outcomes(undisturbed), outcomes(resumed)
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            raise AssertionError(f"trial {x[0]} differs:\n  {undisturbed.path}: {x}\n  {resumed.path}: {y}")
+    if len(a) != len(b):
+        raise AssertionError(f"{undisturbed.path} has {len(a)} trials, {resumed.path} has {len(b)}")
 
 
 def timeless(result: StudyResult) -> list[dict[str, Any]]:
@@ -160,54 +200,15 @@ def check_scheduler_is_a_fold(result: StudyResult) -> None:
     heard the log up to any point goes on as the one that was there.
 
     Args:
-        result: a study with a scheduler of ours. One of a population that doesn't wait has to have had one worker: with
-            several, trials are decided about at the same moment.
+        result: a study with a scheduler of ours.
 
     Raises:
         AssertionError: the message shows the first decision that differs.
     """
-    drafted = draft(OmegaConf.create(load_config(result.path)))
-    scheduler = build(drafted).scheduler
+    scheduler = build(draft(OmegaConf.create(load_config(result.path)))).scheduler
     assert isinstance(scheduler, CoreScheduler), f"{type(scheduler).__name__} is none of ours"
-    core, sign = scheduler.core, -1.0 if drafted.task.mode == "max" else 1.0
-    events = read(result.path / FILE_NAME)
-    promoted: dict[str, Clone | None] = {}
-    stopped: dict[str, None] = {}
-    actions: dict[str, str] = {}
-    added = 0
-    last: dict[str, float] = {}
-
-    def advance() -> None:
-        moves = core.advance(drafted.plan.trials is not None and added >= drafted.plan.trials, 1)
-        promoted.update({trial_id: moves.clones.get(trial_id) for trial_id in moves.promote})
-        stopped.update(dict.fromkeys(moves.stop))
-
-    for line, event in enumerate(events, 1):
-        where = f"{result.path / FILE_NAME}, line {line}: {event}"
-        if isinstance(event, TrialAdded):
-            core.add(event.trial_id, event.config)
-            added += 1
-        elif isinstance(event, Reported):
-            last[event.trial_id] = sign * float(event.metrics[drafted.task.metric])
-            if math.isfinite(last[event.trial_id]):
-                decision = core.report(event.trial_id, event.resource, last[event.trial_id])
-                actions[event.trial_id] = decision.action.value
-        elif isinstance(event, Decided) and event.action == "pause":
-            assert actions.get(event.trial_id) == "pause", f"{where}; a fresh core says {actions.get(event.trial_id)}"
-        elif isinstance(event, Decided):
-            if event.trial_id not in promoted:
-                advance()
-            assert event.trial_id in promoted, f"{where}; a fresh core promotes {list(promoted)}"
-            clone = promoted.pop(event.trial_id)
-            assert (clone and clone.config) == event.config, f"{where}; a fresh core: {clone}"
-            if clone is not None:
-                assert isinstance(core, PBTCore | PBTReplayCore)
-                loss = None if event.metrics is None else sign * float(event.metrics[drafted.task.metric])
-                core.cloned(event.trial_id, clone.source, clone.config, int(event.resource or 0), loss)
-        elif isinstance(event, TrialEnded):
-            if event.state == "stopped" and actions.get(event.trial_id) == "pause":
-                if event.trial_id not in stopped:
-                    advance()
-                assert event.trial_id in stopped, f"{where}; a fresh core stops {list(stopped)}"
-            core.end(event.trial_id, None if event.state == "failed" else last.get(event.trial_id))
-            core.forget(event.trial_id)
+    for line, event in enumerate(read(result.path / FILE_NAME), 1):
+        try:
+            scheduler.fold.observe(event)
+        except StudyError as error:
+            raise AssertionError(f"{result.path / FILE_NAME}, line {line}: {error}") from None

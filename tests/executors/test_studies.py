@@ -381,7 +381,7 @@ def test_what_a_run_leaves_behind(folder: Path, executor: str) -> None:
 
 
 def test_a_checkpoint_is_complete_when_it_is_recorded(folder: Path) -> None:
-    result = run_study(["task=parabola", "executor=inprocess"], folder)
+    result = run_study(["task=parabola", "executor=inprocess", "store.keep_checkpoints=all"], folder)
     events = read(result.path / FILE_NAME)
     saved = {e.trial_id: e for e in events if isinstance(e, CheckpointSaved)}
     assert all(any((result.path / str(event.path)).iterdir()) for event in saved.values())

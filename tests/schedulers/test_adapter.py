@@ -130,7 +130,7 @@ def test_promoted_trials_wait_for_room():
         controller.report(trial, 1, int(trial.trial_id))
     controller.scheduler.room = lambda: 0
     assert controller.scheduler.promotions(False) == 0
-    assert controller.choose() is None and len(controller.scheduler._promoted) == 3
+    assert controller.choose() is None and len(controller.scheduler.fold.promoted) == 3
     controller.scheduler.room = lambda: 9
     assert controller.choose() == "0" and controller.scheduler.promotions(False) == 2
 
@@ -143,7 +143,7 @@ def test_asha_promotes_another_while_one_that_moves_up_is_saved():
         controller.report(trial, 1, int(trial.trial_id), saving=trial.trial_id == "0")
     # Two of six may move up. Trial 0 is still being saved, on its own worker; the free one is for trial 1.
     assert scheduler.promotions(False) == 1
-    assert [t.trial_id for t in scheduler._promoted] == ["0", "1"] and controller.choose() == "1"
+    assert list(scheduler.fold.promoted) == ["0", "1"] and controller.choose() == "1"
 
 
 def test_a_promoted_trial_that_is_stopped_from_outside_is_passed_over():
@@ -305,7 +305,7 @@ def test_results_are_not_buffered():
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["after its rung closed", "before its rung closed"])
-def test_a_trial_that_is_retried_while_it_is_saved_is_not_promoted_as_well(closed):
+def test_a_trial_that_is_retried_while_it_is_saved_is_paused_again_before_it_goes_on(closed):
     controller = start(9)
     first, *others = controller.trials
     controller.report(first, 1, 0.0, saving=True)
@@ -320,7 +320,9 @@ def test_a_trial_that_is_retried_while_it_is_saved_is_not_promoted_as_well(close
         controller.report(others[-1], 1, 8.0)
     assert [controller.choose() for _ in range(3)] == (["2", None, None] if closed else ["1", "2", None])
     first.status = Trial.RUNNING
-    assert [controller.report(first, r, 0.0) for r in (1, 2, 3)] == [CONTINUE, CONTINUE, PAUSE]
+    assert controller.report(first, 1, 0.5) == PAUSE  # as before: what it reports again decides nothing
+    assert [controller.choose() for _ in range(2)] == ["0", None]
+    assert [controller.report(first, r, 0.0) for r in (2, 3)] == [CONTINUE, PAUSE]
     assert controller.choose() is None  # it waits for the others at the next rung
 
 

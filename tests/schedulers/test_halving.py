@@ -487,7 +487,8 @@ def test_a_bracket_of_early_finishers_closes_at_once():
     for number in range(9):
         core.add(str(number))
         core.end(str(number), number)
-    assert core.advance(True, sys.maxsize) is NO_MOVES
+    moves = core.advance(True, sys.maxsize)
+    assert (moves.promote, moves.stop) == ((), ()) and moves is not NO_MOVES, "its rungs have closed"
     assert [core.tags(str(number))["rung"] for number in range(9)] == [2, 1, 1, 0, 0, 0, 0, 0, 0]
     core.add("9")
     assert core.tags("9") == {"bracket": 1, "rung": 0}

@@ -483,9 +483,7 @@ def test_the_log_tells_all_of_it(folder: Path) -> None:
     )
     assert (exploit.resource, exploit.metrics) == (last.resource, last.metrics) and exploit.tags["exploits"] == 1
     assert exploit.config != first[exploit.trial_id] and "copies trial" in exploit.reason
-    copied = events[events.index(exploit) + 1]
-    assert isinstance(copied, CheckpointSaved) and (copied.trial_id, copied.resource) == (exploit.trial_id, 3)
-    assert str(copied.path).startswith(f"trials/{int(exploit.trial_id)}/")
+    assert str(exploit.checkpoint).startswith(f"trials/{int(exploit.trial_id)}/checkpoint_"), "a copy of its own"
     lines = [json.loads(line) for line in (result.path / "trials.jsonl").read_text().splitlines()]
     line = lines[int(exploit.trial_id)]
     assert line["lineage"][0] == [3, exploit.tags["parent"]] and line["schedule"][0] == [0, first[parent]]
@@ -589,14 +587,13 @@ def test_exploiting_copies_weights_and_optimizer_and_applies_the_new_rate(folder
     overrides = ["method=pbt", "task=digits_mlp", "space.optimizer=[adamw]", "~space.momentum", "executor=inprocess"]
     small = ["scheduler.max_resource=2", "scheduler.interval=1", "scheduler.population=4", "seed=2"]
     space = ["space.units=16", "space.layers=1", "scheduler.synchronous=true", "scheduler.resample_probability=0"]
-    result = run_study([*overrides, *small, *space], folder)
+    result = run_study([*overrides, *small, *space, "store.keep_checkpoints=all"], folder)
     events = read(result.path / FILE_NAME)
     (exploit,) = [e for e in events if isinstance(e, Decided) and e.action == "exploit"]
-    copied = next(e for e in events[events.index(exploit) :] if isinstance(e, CheckpointSaved))
     parent = f"{exploit.tags['parent']:05d}"
     saved = next(e for e in events if isinstance(e, CheckpointSaved) and e.trial_id == parent)
     theirs, ours = (
-        torch.load(result.path / str(event.path) / "state.pt", weights_only=True) for event in (saved, copied)
+        torch.load(result.path / str(path) / "state.pt", weights_only=True) for path in (saved.path, exploit.checkpoint)
     )
     assert theirs["config"] == ours["config"] != exploit.config
     assert all(torch.equal(a, b) for a, b in zip(theirs["model"].values(), ours["model"].values(), strict=True))
@@ -605,7 +602,7 @@ def test_exploiting_copies_weights_and_optimizer_and_applies_the_new_rate(folder
 
     cls = load_trainable("hpo_ray.tasks.digits.DigitsMLP")
     member = cls(dict(exploit.config))
-    member.load_checkpoint(str(result.path / str(copied.path)))
+    member.load_checkpoint(str(result.path / str(exploit.checkpoint)))
     assert all(
         torch.equal(a, b) for a, b in zip(member.model.state_dict().values(), ours["model"].values(), strict=True)
     )

@@ -31,7 +31,7 @@ def overrides(method: str) -> list[str]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_law_searcher_and_scheduler_are_folds_over_the_log(folder: Path, method: str) -> None:
-    workers = 1 if "gp" in method or method in ("pbt", "pb2") else 3
+    workers = 1 if "gp" in method else 3
     result = run_study([*overrides(method), "executor=inprocess", f"executor.workers={workers}"], folder)
     check_searcher_is_a_fold(result, cuts=(7,) if "gp" in method else (0, 7, 14))
     check_scheduler_is_a_fold(result)

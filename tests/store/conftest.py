@@ -77,6 +77,14 @@ def _programs() -> Path | None:
     return Path(found).parent if found else None
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a study waits for its store as long as it takes: how quick a disk is, is not what is tested."""
+    from hpo_ray.executors import loop
+
+    monkeypatch.setattr(loop, "_STORE_S", 120.0)
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     """A PostgreSQL that runs."""

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from hpo_ray.best import CONFIG_FILE, load_config
-from hpo_ray.events import FILE_NAME, TrialAdded, read
+from hpo_ray.events import FILE_NAME, StudyStarted, TrialAdded, read, to_line
 from hpo_ray.results import TRIALS_FILE, StudyResult
 from hpo_ray.space import Space
 from hpo_ray.store.projection import Projection
@@ -133,15 +134,15 @@ def follow(folder: Path, store: Store) -> None:
 
 def play(source: Path, folder: Path, store: Store) -> None:
     """Lets a study that is over happen again in another folder, line by line, with its projection beside it."""
-    data = (source / FILE_NAME).read_bytes()
+    started, *events = read(source / FILE_NAME)
+    assert isinstance(started, StudyStarted)
     folder.mkdir(parents=True)
     (folder / CONFIG_FILE).write_bytes((source / CONFIG_FILE).read_bytes())
     (folder / TRIALS_FILE).write_bytes((source / TRIALS_FILE).read_bytes())
     space = Space.from_config(load_config(folder)["space"])
     with (folder / FILE_NAME).open("wb", buffering=0) as log, Projection(folder, space, store, 0.001) as projection:
-        names = (f'"study": "{name}"'.encode() for name in (source.name, folder.name))
-        for line in data.replace(*names, 1).splitlines():
-            log.write(line + b"\n")
+        for event in (replace(started, study=folder.name), *events):
+            log.write(to_line(event).encode())
         note = projection.close(120)
     assert note is None, note
 

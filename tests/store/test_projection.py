@@ -64,6 +64,20 @@ def test_several_studies_at_once_in_one_store(folder: Path, store: Store) -> Non
         check_is_the_study(stored[method], load_study(store.root / method))
 
 
+def test_a_study_that_is_resumed_goes_on_in_the_store(folder: Path, store: Store) -> None:
+    typed = ["task=branin", "method=hyperband", "scheduler.max_resource=3", "executor=inprocess", *key(store)]
+    first = run_study([*typed, "budget.resource=5"], store.root)
+    check_is_the_study(contents(store)[first.path.name], first)
+    assert main(["resume", str(first.path), "budget.resource=12", "view=none"]) == 0
+    whole = load_study(first.path)
+    assert len(whole.trials) > len(first.trials)
+    stored = contents(store)
+    assert list(stored) == [first.path.name]
+    check_is_the_study(stored[first.path.name], whole)
+    rebuild(store)
+    assert contents(store) == stored
+
+
 def test_rebuilt_on_demand(folder: Path, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     results = [run_study([*SMALL, f"seed={seed}", *key(store)], store.root) for seed in range(2)]
     elsewhere = run_study([*SMALL, *key(store), "study.name=elsewhere"], folder / "others")

@@ -1,0 +1,253 @@
+"""Brings a study back to where its log ends: scheduler and searcher by feeding them the log, trials by what it says.
+
+Never from a snapshot of Ray's. A trial that was paused, with a checkpoint of where it was, is paused again. One that
+was training goes on from its last checkpoint; what it then reports again, up to where it was, decides nothing (see
+`SchedulerFold`). Of one about which all was decided, only the end is left to record.
+
+A simulated study runs again from its start instead (`RepeatedLog`): its checkpoints are gone with its process, and its
+time costs nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.tune.result import TRAINING_ITERATION
+
+from hpo_ray.errors import ConfigError, StudyError
+from hpo_ray.events import (
+    CheckpointSaved,
+    Decided,
+    Event,
+    EventLog,
+    Reported,
+    StudyEnded,
+    StudyResumed,
+    StudyStarted,
+    to_line,
+)
+from hpo_ray.executors.internals import Controller, restore_trial
+from hpo_ray.executors.recorder import Recorder
+from hpo_ray.executors.source import TrialSource
+from hpo_ray.results import StudyState
+from hpo_ray.schedulers.adapter import CoreScheduler
+from hpo_ray.schedulers.core import Action
+from hpo_ray.searchers.adapter import SpaceSearcher
+from hpo_ray.study import Study
+from hpo_ray.trials import TrialRecord
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint on record.
+
+    Attributes:
+        path: relative to the study's folder, or absolute.
+        resource: where it was made.
+        iteration: steps of the trainable by then.
+        metrics: what was reported there.
+    """
+
+    path: str
+    resource: int
+    iteration: int
+    metrics: Mapping[str, Any]
+
+
+def check_resumable(study: Study) -> None:
+    """Raises `ConfigError` if scheduler or searcher can't be brought back from a log."""
+    for key, part, ours in (
+        ("scheduler", study.scheduler, CoreScheduler),
+        ("searcher", study.searcher, SpaceSearcher),
+    ):
+        if not isinstance(part, ours):
+            raise ConfigError(
+                f"{key}: {type(part).__name__} is not one of hpo_ray's: what it has in mind is not in the log, so the "
+                f"study can't go on as if nothing had happened; start a new one",
+                key=key,
+            )
+
+
+def feed(study: Study, state: StudyState, events: Iterable[Event]) -> None:
+    """Lets results, searcher and scheduler hear a log.
+
+    Raises:
+        StudyError: the scheduler decides otherwise than the log says.
+    """
+    scheduler, searcher = study.scheduler, study.searcher
+    assert isinstance(scheduler, CoreScheduler) and isinstance(searcher, SpaceSearcher)
+    searcher.follows_log = True
+    for line, event in enumerate(events, 1):
+        state.apply(event)
+        searcher.observe(event)
+        try:
+            scheduler.fold.observe(event)
+        except StudyError as error:
+            raise StudyError(
+                f"line {line} of the log: {error}. It was written with another version, or other settings, of the "
+                f"scheduler; go on with those, or start a new study"
+            ) from None
+
+
+def take_up(
+    study: Study, events: Iterable[Event], folder: Path, recorder: Recorder, source: TrialSource, controller: Controller
+) -> None:
+    """Hands the trials that have not ended back to the controller, or ends them where only that is left.
+
+    Args:
+        study: whose scheduler has heard the log.
+        events: the log.
+        folder: the study's folder.
+        recorder: records what ends here.
+        source: gets the trials that have to train.
+        controller: gets those that are paused.
+    """
+    assert isinstance(study.scheduler, CoreScheduler)
+    fold, state = study.scheduler.fold, recorder.state
+    source.number = len(state.trials)
+    checkpoints, settled = saved_checkpoints(events), _settled(events)
+    for record in state.trials.unfinished():
+        trial_id, standing = record.trial_id, fold.standing[record.trial_id]
+        there = [saved for saved in checkpoints.get(trial_id, []) if _place(folder, saved).is_dir()]
+        _clear(folder, record, there)
+        saved_there = (bool(there) and there[-1].resource == standing.seen) or not source.can_save
+        last = record.history[-1] if record.history else (0, 0.0)
+        if last[0] > standing.seen:
+            recorder.end_now(trial_id, "failed", f"{study.draft.task.metric} is {last[1]} at {last[0]}")
+            continue
+        full = standing.seen >= study.draft.max_resource
+        if saved_there and (full or standing.decision.action is Action.STOP):
+            reason = fold.reasons.get(trial_id) or f"reached max_resource {study.draft.max_resource}"
+            recorder.end_now(trial_id, "completed" if full else "stopped", reason)
+            continue
+        as_it_was = saved_there or trial_id in settled or trial_id in fold.losers
+        paused = standing.decision.action is Action.PAUSE and as_it_was
+        trial = source.make(trial_id, record.number, record.config)
+        known = [(str(_place(folder, saved)), _result(saved, study.time_attr)) for saved in there]
+        restore_trial(trial, known, paused, record.retries)
+        if paused:
+            controller.add_trial(trial)
+        else:
+            source.again.append(trial)
+
+
+def saved_checkpoints(events: Iterable[Event]) -> dict[str, list[Saved]]:
+    """The last two checkpoints of each trial, of the weights that it has: none from before it copied another."""
+    metrics: dict[tuple[str, int], Mapping[str, Any]] = {}
+    saved: dict[str, deque[Saved]] = {}
+    for event in events:
+        if isinstance(event, Reported):
+            metrics[event.trial_id, event.resource] = event.metrics
+        elif isinstance(event, CheckpointSaved) and event.path is not None:
+            known = saved.setdefault(event.trial_id, deque(maxlen=2))
+            there = metrics.get((event.trial_id, event.resource), {})
+            entry = Saved(event.path, event.resource, event.iteration or event.resource, there)
+            while any(one.path == entry.path for one in known):  # recorded again: a function's at each pause, or the
+                known.pop()  # one before one that could not be read
+            known.append(entry)
+        elif isinstance(event, Decided) and event.checkpoint is not None:
+            resource = int(event.resource or 0)
+            entry = Saved(event.checkpoint, resource, event.iteration or resource, event.metrics or {})
+            saved[event.trial_id] = deque([entry], maxlen=2)
+            metrics[event.trial_id, resource] = entry.metrics
+    return {trial_id: list(entries) for trial_id, entries in saved.items()}
+
+
+def _settled(events: Iterable[Event]) -> set[str]:
+    """Who was paused, and had been saved by then if it reports a checkpoint: something else has happened since.
+
+    A function may pause without a checkpoint of where it is. That can't be told from one that died before it was saved
+    but by this; if several workers were at it the other way round, the trial goes on from an earlier checkpoint.
+    """
+    pausing: set[str] = set()
+    settled: set[str] = set()
+    for event in events:
+        trial_id = getattr(event, "trial_id", None)
+        if pausing - {trial_id}:
+            settled |= pausing - {trial_id}
+            pausing &= {trial_id}
+        if isinstance(event, Reported):
+            settled.discard(trial_id or "")
+        elif isinstance(event, Decided) and event.action == "pause":
+            pausing.add(event.trial_id)
+    return settled
+
+
+def _place(folder: Path, saved: Saved) -> Path:
+    return folder / saved.path
+
+
+def _result(saved: Saved, time_attr: str) -> dict[str, Any]:
+    """What Ray had beside a checkpoint."""
+    return {**saved.metrics, TRAINING_ITERATION: saved.iteration, time_attr: saved.resource}
+
+
+def _clear(folder: Path, record: TrialRecord, known: list[Saved]) -> None:
+    """Removes what a process that died has left of checkpoints that it did not complete or record."""
+    kept = {_place(folder, saved) for saved in known}
+    home = folder / "trials" / str(record.number)
+    for pattern in ("checkpoint_*", ".saving-*"):
+        for path in home.glob(pattern):
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class RepeatedLog:
+    """The log of a study that runs again from its start, on a virtual clock: what is in the log has to come again.
+
+    Args:
+        log: the log.
+        events: what it holds.
+        resumed: what is appended before the first event that is new.
+        names: the metrics that count; others may be anything, the seconds of a step for example.
+    """
+
+    def __init__(self, log: EventLog, events: Iterable[Event], resumed: StudyResumed, names: Iterable[str]) -> None:
+        self._log = log
+        self._expected = deque(e for e in events if not isinstance(e, StudyEnded | StudyResumed))
+        self._resumed: StudyResumed | None = resumed
+        self._names = tuple(names)
+
+    @property
+    def behind(self) -> bool:
+        """Whether something of the log has not come again yet."""
+        return bool(self._expected)
+
+    def append(self, event: Event) -> None:
+        """Compares an event with the log's, or appends it. An end before all has come again is none.
+
+        Raises:
+            StudyError: the log says otherwise.
+        """
+        if self._expected:
+            if isinstance(event, StudyEnded):
+                return
+            expected = self._expected.popleft()
+            if self._of(event) != self._of(expected):
+                raise StudyError(
+                    f"run again, this study does otherwise than its log: it was {expected}, and is {event}. Its "
+                    f"trainable doesn't give the same values again, or its settings are others; the log is as it was"
+                )
+            return
+        if self._resumed is not None:
+            self._log.append(StudyResumed(**{**vars(self._resumed), "time": getattr(event, "time", 0.0)}))
+            self._resumed = None
+        self._log.append(event)
+
+    def _of(self, event: Event) -> str:
+        if isinstance(event, StudyStarted):
+            return event.kind
+        if isinstance(event, Reported):
+            used = {name: value for name, value in event.metrics.items() if name in self._names}
+            event = Reported(**{**vars(event), "metrics": used})
+        return to_line(event)
+
+
+def goes_on_at(events: list[Event]) -> float:
+    """The time of the last event: that at which the study stood still doesn't count."""
+    return 0.0 if isinstance(events[-1], StudyStarted) else events[-1].time

@@ -1,0 +1,113 @@
+"""Studies that die at any event, or in the middle of a line, and are taken up: they come to what they would have."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from methods import METHODS, small
+
+from hpo_ray.events import FILE_NAME, EventLog, read
+from hpo_ray.results import StudyResult
+from hpo_ray.testing import check_resumes, check_scheduler_is_a_fold, check_searcher_is_a_fold, resume_study, run_study
+
+TRAINABLES = {"class": "mine.DictCheckpoint", "function": "mine.learns", "learns": "mine.Learns"}
+
+
+class Died(BaseException):
+    """As SIGKILL: nobody catches it, nothing is written after it."""
+
+
+@contextmanager
+def dies(monkeypatch: pytest.MonkeyPatch, events: int, part_of_line: float = 0.0) -> Iterator[None]:
+    """The process dies after so many events, having written part of the next line."""
+    write, left = EventLog._write, [events]
+
+    def write_or_die(self: EventLog, file: int, data: bytes) -> None:
+        if left[0] == 0:
+            write(self, file, data[: int(part_of_line * len(data))])
+        if left[0] <= 0:
+            raise Died
+        left[0] -= 1
+        write(self, file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLog, "_write", write_or_die)
+        yield
+
+
+def with_deaths(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], root: Path, after: Callable[[], tuple[int, float]]
+) -> tuple[StudyResult, int]:
+    """The study, taken up each time that it dies; how often that was."""
+    deaths, folder = 0, root / "mortal"
+    while True:
+        try:
+            with dies(monkeypatch, *after()):
+                if not folder.exists():
+                    result = run_study([*overrides, "study.name=mortal"], root)
+                else:
+                    result = resume_study(folder)
+            return result, deaths
+        except Died:
+            deaths += 1
+
+
+def study_of(method: str, seed: int = 3) -> list[str]:
+    """A small study of any method."""
+    task = "branin" if "gp" in method else "mixed10"
+    return [
+        f"method={method}",
+        f"task={task}",
+        "task.max_resource=4",
+        "executor=inprocess",
+        f"seed={seed}",
+        *small(method),
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_law_a_study_that_dies_comes_to_what_it_would_have(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    undisturbed = run_study(study_of(method), folder)
+    draws = random.Random(method)
+    longest = len(read(undisturbed.path / FILE_NAME)) // 3
+    for study in range(1 if "gp" in method else 4):
+        result, deaths = with_deaths(
+            monkeypatch, study_of(method), folder / str(study), lambda: (draws.randint(1, longest), draws.random())
+        )
+        assert deaths > 1 and result.state.resumed in (deaths, deaths - 1)
+        check_resumes(undisturbed, result)
+        assert [e.number for e in read(result.path / FILE_NAME) if e.kind == "trial_added"] == list(
+            range(len(result.trials))
+        )
+        check_scheduler_is_a_fold(result)
+        check_searcher_is_a_fold(result, cuts=(5,))
+
+
+@pytest.mark.parametrize("name", TRAINABLES)
+@pytest.mark.parametrize("method", ["hyperband", "asha", "pbt"])
+def test_death_at_every_event(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str) -> None:
+    overrides = [
+        f"method={method}",
+        "task=custom",
+        f"task.trainable={TRAINABLES[name]}",
+        "space={lr: {low: 0.1, high: 1.0}}",
+        "task.max_resource=4",
+        "executor=inprocess",
+        *(["budget.trials=5"] if method == "asha" else []),
+        *(["scheduler.on_missing_checkpoint=restart"] if name == "function" else []),  # it saves at every other step
+        *small(method),
+    ]
+    undisturbed = run_study(overrides, folder)
+    for events in range(1, len(read(undisturbed.path / FILE_NAME))):
+        after = iter([(events, 0.5), (10_000, 0.0)]).__next__
+        result, deaths = with_deaths(monkeypatch, overrides, folder / str(events), after)
+        assert deaths == 1
+        check_resumes(undisturbed, result)
+        shutil.rmtree(folder / str(events))
