@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -441,6 +442,8 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     go_on = [f"next       {next_command}"] if next_command else []
     if ended is None or ended.state == "interrupted":
         go_on = [f"resume     {resume_command(result.path)}"]
+    if state.states["failed"]:
+        lines += _failed_table(result)
     if best is None:
         return "\n".join([*lines, f"log        {folder}", *store, *go_on])
     lines.append(f"best       {incumbent(best, draft)}")
@@ -495,6 +498,22 @@ def _front_table(result: StudyResult, draft: Draft) -> list[str]:
     more = [f"  and {len(front) - most} more in result.json"] if len(front) > most else []
     trials = f"{len(front)} trials" if len(front) != 1 else "1 trial"
     return [f"front      {trials} that no other beats in all; {said}", *_table(rows), *more]
+
+
+def _failed_table(result: StudyResult) -> list[str]:
+    """The first trials that failed: why, and where their output lies."""
+    from hpo_ray.results import TRIALS_FILE
+    from hpo_ray.trials import split_error
+    from hpo_ray.view import last_line
+
+    failed, most = result.state.states["failed"], 3
+    rows = []
+    for trial in islice((trial for trial in result.state.trials.values() if trial.state == "failed"), most):
+        error = trial.error or ""
+        output = split_error(error)[1]
+        rows.append(["", f"trial {trial.number}", last_line(error), str(short(result.path / output) if output else "")])
+    more = [f"  and {failed - most} more in {TRIALS_FILE}"] if failed > most else []
+    return [f"failed     {failed} of {len(result.state.trials)} trials", *_table(rows), *more]
 
 
 def _simulation_table(state: StudyState, draft: Draft) -> list[str]:

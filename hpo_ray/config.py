@@ -95,7 +95,8 @@ class BudgetSection:
     resource: int | None = None  # units of training in all; without trials or rounds it alone ends the study
     target: float | None = None  # end when the metric reaches this value
     concurrency: int | None = None  # trials at a time; null: as many as the resources allow
-    trial_timeout_s: float | None = None  # a trial that doesn't report for so many seconds has failed; null: never
+    # A trial that doesn't report for so many seconds has failed; null: never. In-process, a hang in C can't be ended.
+    trial_timeout_s: float | None = None
 
 
 @dataclass
@@ -103,7 +104,7 @@ class FailureSection:
     """`failure.*`: what happens to a trial that fails."""
 
     max_retries: int = 0  # per trial, from its last checkpoint
-    max_failed_fraction: float = 0.9  # of the trials; a study in which more fail ends
+    max_failed_fraction: float = 0.9  # a study in which more of the trials fail ends, once 8 have; 1: it never does
 
 
 @dataclass

@@ -90,6 +90,11 @@ class StudyState:
         """The best report of all: trial, resource, value."""
         self.config_seen: Mapping[str, Any] = {}
         """The configuration of that trial at that time."""
+        self.heard = 0
+        """How many trials have reported, or failed before they did."""
+        self.first_failure: tuple[int, str] | None = None
+        """The number of the trial that failed first, and its error; for good, not to be retried."""
+        self.last_failure: tuple[int, str] | None = None
 
     def apply(self, event: Event) -> None:
         """Takes the next event into account."""
@@ -117,6 +122,10 @@ class StudyState:
         elif isinstance(event, TrialEnded):
             trial = self.trials.live(event.trial_id)
             trial.error = event.error
+            if event.state == "failed":
+                self.heard += not trial.history
+                self.last_failure = trial.number, event.error or event.reason
+                self.first_failure = self.first_failure or self.last_failure
             self._move(trial, event.state)
             if trial is self.best and event.state == "failed":
                 self.best = self._find_best()
@@ -152,6 +161,7 @@ class StudyState:
         self.seconds += event.seconds
         trial.trained += event.trained
         trial.seconds += event.seconds
+        self.heard += not trial.history
         trial.history.append((event.resource, value))
         trial.position, trial.copied = event.resource, False
         if not math.isfinite(value):

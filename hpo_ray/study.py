@@ -145,6 +145,8 @@ class Study:
         trainable: the user's function or class.
         context: what all trials share.
         time_attr: name of the reported value that counts resource.
+        max_retries: how often a trial that fails is tried again.
+        max_failed_fraction: of the trials; the study ends when more than that have failed.
     """
 
     draft: Draft
@@ -156,6 +158,7 @@ class Study:
     context: TrialContext
     time_attr: str
     max_retries: int
+    max_failed_fraction: float
 
 
 def draft(config: DictConfig) -> Draft:
@@ -182,6 +185,12 @@ def draft(config: DictConfig) -> Draft:
         raise ConfigError("resources.cpu=0: a trial without cores needs a GPU; use 1", key="resources.cpu")
     _check_count("failure.max_retries", plain["failure"]["max_retries"], least=0)
     _check_one_of("store.keep_checkpoints", plain["store"]["keep_checkpoints"], ("best", "completed", "all"))
+    fraction = plain["failure"]["max_failed_fraction"]
+    if not 0.0 <= fraction <= 1.0:  # not a number, too
+        raise ConfigError(
+            f"failure.max_failed_fraction={fraction:g}: must be a number from 0 to 1; 1 goes on whatever fails",
+            key="failure.max_failed_fraction",
+        )
     _check_count("seed", plain["seed"], least=0)
     if plain["store"]["project"] and plain["store"]["url"] is not None:
         check_url(plain["store"]["url"])
@@ -268,6 +277,7 @@ def build(drafted: Draft) -> Study:
         context=context,
         time_attr=config["scheduler"].get("time_attr", "training_iteration"),
         max_retries=config["failure"]["max_retries"],
+        max_failed_fraction=config["failure"]["max_failed_fraction"],
     )
 
 
@@ -485,9 +495,11 @@ def _budget(section: Mapping[str, Any]) -> Budget:
     for key in ("trials", "rounds", "resource", "concurrency"):
         if section[key] is not None:
             _check_count(f"budget.{key}", section[key])
-    time_s, target = section["time_s"], section["target"]
-    if time_s is not None and not (math.isfinite(time_s) and time_s > 0):
-        raise ConfigError(f"budget.time_s={time_s:g}: must be a number of seconds > 0, or null", key="budget.time_s")
+    target = section["target"]
+    for key in ("time_s", "trial_timeout_s"):
+        seconds = section[key]
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise ConfigError(f"budget.{key}={seconds:g}: must be a number of seconds > 0, or null", f"budget.{key}")
     if target is not None and not math.isfinite(target):
         raise ConfigError(f"budget.target={target}: must be a finite value of the metric, or null", key="budget.target")
     return Budget(**section)

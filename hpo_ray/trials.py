@@ -88,6 +88,16 @@ class TrialRecord:
         return None if self.schedule is None else [[resource, config] for resource, config in self.schedule]
 
 
+OUTPUT = "\noutput: "
+"""What stands in an error before the path of what the trial has printed."""
+
+
+def split_error(error: str) -> tuple[str, str | None]:
+    """What a trial failed with, and where its output lies, relative to the study's folder; None if it has none."""
+    text, found, output = error.rpartition(OUTPUT)
+    return (text, output) if found else (error, None)
+
+
 class Trials(Mapping[str, TrialRecord]):
     """Trials by id, in the order of their numbers, which count from 0 without a gap.
 

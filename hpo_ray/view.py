@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.brackets import Plan
-from hpo_ray.trials import TrialRecord
+from hpo_ray.trials import TrialRecord, split_error
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -24,6 +24,9 @@ DRAW_EVERY_S = 0.25
 LINE_EVERY_S = 60.0
 ENDED = ("completed", "stopped", "failed")
 STATES = ("running", "paused", *ENDED)
+LINE_LENGTH = 160
+FAILURES_SHOWN = 10
+FAILURE_EVERY_S = 1.0
 
 
 class View:
@@ -52,7 +55,7 @@ class View:
 
 
 class PlainView(View):
-    """One line at the start, one for each change of the incumbent, and one a minute.
+    """One line at the start, one for each change of the incumbent, one for each of the first failures, one a minute.
 
     Args:
         out: where to print; by default standard output.
@@ -66,6 +69,8 @@ class PlainView(View):
         self._now = now
         self._best: str | None = None
         self._last_line_s = now()
+        self._failed = self._failures_shown = 0
+        self._last_failure_s = -math.inf
 
     def start(self, draft: Draft, folder: Path) -> None:
         """Says what will run and where it goes."""
@@ -78,8 +83,15 @@ class PlainView(View):
         if best is not None and best.trial_id != self._best:
             self._best = best.trial_id
             self._print(f"{clock(elapsed_s)}  best {incumbent(best, self._draft)}: {config_text(best.config)}")
-        if self._now() - self._last_line_s >= LINE_EVERY_S:
-            self._last_line_s = self._now()
+        now = self._now()
+        if state.states["failed"] > self._failed and self._failures_shown < FAILURES_SHOWN:
+            if now - self._last_failure_s >= FAILURE_EVERY_S:
+                self._last_failure_s, self._failed = now, state.states["failed"]
+                self._failures_shown += 1
+                more = "; further ones are only counted" if self._failures_shown == FAILURES_SHOWN else ""
+                self._print(f"{clock(elapsed_s)}  {failure(state)}{more}")
+        if now - self._last_line_s >= LINE_EVERY_S:
+            self._last_line_s = now
             known = f"; best {incumbent(best, self._draft)}" if best is not None else ""
             self._print(progress(state, self._draft, elapsed_s) + known)
 
@@ -151,6 +163,8 @@ class LiveView(View):
             line = Text("best ", style="green")
             line.append(incumbent(state.best, self._draft), style="bold green")
             parts += [line, Text("  " + config_text(state.best.config))]
+        if state.last_failure is not None:
+            parts.append(Text(failure(state), style="red"))
         if rows := rung_table(state, self._draft.plan):
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
             for name in ("bracket", *(f"rung {i}" for i in range(max(len(row) for row in rows) - 1))):
@@ -185,6 +199,20 @@ def headline(draft: Draft) -> str:
 def incumbent(best: TrialRecord, draft: Draft) -> str:
     """The incumbent's value, where it was reached, and whose it is."""
     return f"{draft.task.metric} {best.value:.6g} at {draft.task.unit} {best.resource} (trial {best.number})"
+
+
+def failure(state: StudyState) -> str:
+    """The last failure in one line, and how many there are: `trial 7 failed (3 so far): ValueError: no`."""
+    assert state.last_failure is not None
+    number, error = state.last_failure
+    how_many = f" ({state.states['failed']} so far)" if state.states["failed"] > 1 else ""
+    return f"trial {number} failed{how_many}: {last_line(error)}"
+
+
+def last_line(error: str) -> str:
+    """The last line of what a trial failed with, which says what it was; no longer than a line should be."""
+    line = (split_error(error)[0].strip().splitlines() or ["unknown error"])[-1].strip()
+    return line if len(line) <= LINE_LENGTH else line[: LINE_LENGTH - 3] + "..."
 
 
 def progress(state: StudyState, draft: Draft, elapsed_s: float) -> str:

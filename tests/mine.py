@@ -1,9 +1,11 @@
 """A user's own training code: Ray Tune functions and classes, good and bad."""
 
+import ctypes
 import functools
 import json
 import math
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -488,3 +490,98 @@ def reads_then_fails(config):
             with open(os.path.join(folder, "step.json"), "w") as file:
                 json.dump(step, file)
             tune.report({"loss": loss(config, step)}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def faults():
+    """What is to go wrong at which step of which trial: `task.args.faults=3-1-raise_5-9-hang`, as {(3, 1): "raise"}.
+
+    With a folder in `task.args.path` each goes wrong once only.
+    """
+    from hpo_ray import get_context
+
+    context = get_context()
+    parts = (fault.split("-") for fault in context.args.get("faults", "").split("_") if fault)
+    return context, {(int(number), int(step)): kind for number, step, kind in parts}
+
+
+def goes_wrong(step):
+    """Goes wrong here if it is to; True if the loss is to be NaN."""
+    context, known = faults()
+    kind = known.get((context.number, step))
+    if kind is None:
+        return False
+    if "path" in context.args:
+        marker = os.path.join(context.args["path"], f"{context.number}-{step}")
+        if os.path.exists(marker):
+            return False
+        open(marker, "w").close()
+    print("about to", kind, flush=True)
+    if kind == "raise":
+        raise ValueError("went wrong")
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    if kind == "hang":
+        time.sleep(1000)
+    if kind == "loop":
+        while True:
+            pass
+    if kind == "stubborn":  # catches whatever it can
+        try:
+            time.sleep(1000)
+        except Exception:
+            pass
+        except BaseException:
+            time.sleep(1000)
+    if kind == "stuck":  # in C, with Python's lock held
+        ctypes.PyDLL(None).sleep(1000)
+    if kind == "kill":  # as the kernel does when memory runs out
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "memory":
+        resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
+        bytearray(2**36)
+    return kind == "nan"
+
+
+class Faulty(DictCheckpoint):
+    """Goes wrong where `task.args.faults` says."""
+
+    def setup(self, config):
+        """Step 0."""
+        super().setup(config)
+        goes_wrong(0)
+
+    def reset_config(self, new_config):
+        """As a new one."""
+        self.setup(new_config)
+        return True
+
+    def step(self):
+        """One step."""
+        wrong = goes_wrong(self.steps + 1)
+        result = super().step()
+        return {"loss": math.nan} if wrong else result
+
+
+def faulty(config):
+    """As `Faulty`, as a function."""
+    start = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder, open(os.path.join(folder, "step.json")) as file:
+            start = json.load(file)
+    for step in range(start + 1, 1000):
+        wrong = goes_wrong(step)
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "step.json"), "w") as file:
+                json.dump(step, file)
+            report = {"loss": math.nan if wrong else loss(config, step)}
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+class Slow(DictCheckpoint):
+    """Takes its time."""
+
+    def step(self):
+        """One step."""
+        time.sleep(0.3)
+        return super().step()

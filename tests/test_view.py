@@ -59,6 +59,37 @@ def test_plain_lines(hyperband: Draft) -> None:
     ]
 
 
+def failed(number: int, error: str = "ValueError: no") -> TrialEnded:
+    return TrialEnded(str(number), "failed", "failed", f"Traceback\n{error}\noutput: trials/{number}/output.log", 0.0)
+
+
+def test_failures_have_a_line_each_at_most_one_a_second_and_ten_in_all(hyperband: Draft) -> None:
+    out, state, wall = io.StringIO(), StudyState(), [0.0]
+    view = PlainView(out, now=lambda: wall[0])
+    view.start(hyperband, Path("outputs/s"))
+    state.apply(START)
+    for number in range(40):  # one each 0.4 s
+        state.apply(added(number))
+        state.apply(failed(number))
+        wall[0] = 0.4 * number
+        view.update(state, wall[0])
+    assert out.getvalue().splitlines()[1:] == [
+        "0:00  trial 0 failed: ValueError: no",
+        *(f"0:0{int(1.2 * i)}  trial {3 * i} failed ({3 * i + 1} so far): ValueError: no" for i in range(1, 9)),
+        "0:10  trial 27 failed (28 so far): ValueError: no; further ones are only counted",
+    ]
+
+
+def test_the_live_view_shows_the_last_failure(hyperband: Draft) -> None:
+    state = fold([START, added(0), added(1), failed(0), failed(1, "OSError: disk " + "full " * 100)])
+    view = LiveView()
+    view._draft, view._folder = hyperband, Path("outputs/s")
+    console = Console(file=io.StringIO(), width=300, force_terminal=True, color_system=None)
+    console.print(view._render(state, 10.0))
+    line = next(line for line in console.file.getvalue().splitlines() if "failed (2" in line)  # type: ignore[attr-defined]
+    assert line.rstrip() == "trial 1 failed (2 so far): " + ("OSError: disk " + "full " * 100)[:157] + "..."
+
+
 def test_progress_and_rungs(hyperband: Draft) -> None:
     events = [START, *(added(n) for n in range(9)), added(9, bracket=1)]
     events += [reported(n, 1, n / 10) for n in range(9)]

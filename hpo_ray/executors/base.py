@@ -41,13 +41,24 @@ class Executor(ABC):
         """Whether a user's code is running in this process, which a signal may interrupt."""
         return False
 
+    def call_timeout(self, trial_timeout_s: float | None) -> float | None:
+        """The seconds after which each call of a trainable is to be interrupted from within its own process.
+
+        None where the executor ends a trial that hangs in another way.
+
+        Raises:
+            ConfigError: calls can't be interrupted here.
+        """
+        return None
+
     @abstractmethod
-    def actor_manager(self, time_attr: str, until_s: float | None) -> Any:
+    def actor_manager(self, time_attr: str, until_s: float | None, trial_timeout_s: float | None = None) -> Any:
         """The controller's actor manager; None for Ray's own.
 
         Args:
             time_attr: name of the reported value that counts resource.
             until_s: when the study ends at the latest, in seconds of `clock`.
+            trial_timeout_s: seconds of the same clock without a report after which a trial has failed.
         """
 
     def storage(self, folder: Path, trackers: bool) -> StudyStorage:

@@ -23,10 +23,12 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S, TRIAL_ID, TRIAL_INFO
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
 
+from hpo_ray.executors.deadline import TrialTimeout, deadline
 from hpo_ray.executors.disk import is_full
 from hpo_ray.executors.internals import (
     MemoryStorage,
     WatchedCheckpoint,
+    abandon_thread,
     empty_save,
     join_thread,
     load_class,
@@ -40,7 +42,7 @@ from hpo_ray.trainables.context import TrialContext, use_context
 OUTPUT_FILE = "output.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PLUMBING = re.compile(
-    r"[\\/](ray[\\/](air|tune|train|_private)|hpo_ray[\\/]executors)[\\/]|python[\\/]ray[\\/]_raylet"
+    r"[\\/](ray[\\/](air|tune|train|util|_private)|hpo_ray[\\/]executors)[\\/]|python[\\/]ray[\\/]_raylet|[\\/]contextlib\.py"
 )
 
 
@@ -83,6 +85,8 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     """Mixed in before a user's class by `bind`."""
 
     study_context: ClassVar[TrialContext]
+    timeout_s: ClassVar[float | None]
+    """Seconds after which a call is interrupted."""
     # Said here and not asked when needed: in its actors Ray wraps methods, and then every class seems to have them all.
     can_save: ClassVar[bool]
     can_reset: ClassVar[bool]
@@ -95,7 +99,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         storage = copy.copy(storage)
         self._enter_trial(config, storage)
         try:
-            with self._scope():
+            with self._scope("setup took more than"):
                 super().__init__(config, storage)
         except BaseException:
             self._leave_trial()  # nobody stops an object that was never built
@@ -103,7 +107,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     def train(self) -> dict[str, Any]:
         """One step, in the trial's scope."""
-        with self._scope():
+        with self._scope("no report for"):
             try:
                 return cast("dict[str, Any]", super().train())
             except Exception as error:
@@ -117,7 +121,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """A checkpoint, written beside its final place; an empty one if the user's class has no `save_checkpoint`."""
-        with self._scope():
+        with self._scope("saving took more than"):
             if not self.can_save:
                 return empty_save(self)
             if isinstance(self, FunctionTrainable):
@@ -136,7 +140,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     def restore(self, checkpoint_path: Any) -> Any:
         """Loads a checkpoint, in the trial's scope."""
-        with self._scope():
+        with self._scope("loading a checkpoint took more than"):
             if isinstance(self, FunctionTrainable):
                 return self._restore_function(checkpoint_path)
             if isinstance(self._storage, MemoryStorage):
@@ -160,7 +164,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         if self.can_reset:
             self._leave_trial()
             self._enter_trial(new_config, copy.copy(storage))
-            with self._scope():  # a copy, since Ray takes the trial's info out of it
+            with self._scope("reset_config took more than"):  # a copy, since Ray takes the trial's info out of it
                 if super().reset(dict(new_config), storage=copy.copy(storage)):
                     return True
         with suppress(Exception):  # what the trial before raises at its end is in that trial's output
@@ -191,9 +195,9 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     def stop(self) -> None:
         """Ends the trial, and its thread if it has one."""
-        join: Callable[[], None] = join_thread(self)
+        join: Callable[[], None] = join_thread(self, 0.0 if self._hung else 2.0)
         try:
-            with self._scope():
+            with self._scope("cleanup took more than"):
                 super().stop()
                 join()
         finally:
@@ -204,20 +208,33 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         self._output = _OutputFile(Path(storage.trial_fs_path, OUTPUT_FILE)) if storage is not None else None
         self._folder: str | None = None
         self._unread = None
+        self._hung = False
 
     def _leave_trial(self) -> None:
         if self._output is not None:
             self._output.close()
 
     @contextmanager
-    def _scope(self) -> Iterator[None]:
+    def _scope(self, what: str) -> Iterator[None]:
+        """Around a call of the user's code; `what` says which, in the message of one that is interrupted."""
         with use_context(self._context), own_session(self), self._own_folder(), _captured(self._output):
             try:
-                yield
-            except Exception:
-                if self._output is not None:
-                    self._output.write(readable(traceback.format_exc()) + "\n")
+                with deadline(self.timeout_s, what):  # within all else, so that it interrupts nothing but the call
+                    yield
+            except TrialTimeout as error:
+                self._hung = True
+                where = abandon_thread(self)
+                timeout = error if where is None else error.with_traceback(where)
+                self._note(timeout)
+                raise timeout from None
+            except Exception as error:
+                self._note(error)
                 raise
+
+    def _note(self, error: Exception) -> None:
+        """Writes an error into the trial's output."""
+        if self._output is not None:
+            self._output.write(readable("".join(traceback.format_exception(error))) + "\n")
 
     @contextmanager
     def _own_folder(self) -> Iterator[None]:
@@ -268,15 +285,17 @@ def readable(text: str) -> str:
     return "\n".join(kept)
 
 
-def bind(trainable: Callable[..., Any] | type, context: TrialContext) -> type:
+def bind(trainable: Callable[..., Any] | type, context: TrialContext, timeout_s: float | None = None) -> type:
     """The class that Ray runs for a user's trainable.
 
     Args:
         trainable: a function `train(config)` or a subclass of `ray.tune.Trainable`.
         context: what all trials of the study share; each gets it with its own number.
+        timeout_s: seconds after which each call of it is interrupted; None where something else sees to that.
     """
     base = trainable if isinstance(trainable, type) else wrap_function(trainable)
-    known = {"study_context": context, "can_save": can_save(base), "can_reset": _has(base, "reset_config")}
+    can_reset = _has(base, "reset_config")
+    known = {"study_context": context, "timeout_s": timeout_s, "can_save": can_save(base), "can_reset": can_reset}
     name = getattr(trainable, "__name__", type(trainable).__name__)  # an object that can be called has none
     return type(name, (BoundTrainable, base), known)
 

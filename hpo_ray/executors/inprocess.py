@@ -17,6 +17,7 @@ from typing import Any
 
 from hpo_ray.errors import ConfigError
 from hpo_ray.executors.base import Executor, Resources
+from hpo_ray.executors.deadline import check_interruptible
 from hpo_ray.executors.internals import ActorHandle, TrackedActor
 
 
@@ -247,7 +248,7 @@ class InProcessActorManager:
         self.in_step = True  # it may import much, and read data
         try:
             self._objects[actor] = cls(**kwargs)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             failure = TrialFailure(traceback.format_exc())
             failure.__cause__ = error
             self._fail(actor, failure)
@@ -277,6 +278,10 @@ class InProcessActorManager:
 
 class InProcessExecutor(Executor):
     """Runs trials in this process.
+
+    A trial that hangs is interrupted (`budget.trial_timeout_s`), unless it does so in C code that never returns to
+    Python. A function trainable runs in a thread, and a thread that waits can't be ended: it is left behind as a
+    daemon, and ends when it wakes up.
 
     Args:
         workers: how many trials are under way at a time; their steps run one after another all the same.
@@ -312,7 +317,15 @@ class InProcessExecutor(Executor):
                 )
         return self.workers
 
-    def actor_manager(self, time_attr: str, until_s: float | None) -> InProcessActorManager:
+    def call_timeout(self, trial_timeout_s: float | None) -> float | None:
+        """All of them: a signal interrupts each call of a trainable that takes longer."""
+        if trial_timeout_s is not None:
+            check_interruptible(trial_timeout_s)
+        return trial_timeout_s
+
+    def actor_manager(
+        self, time_attr: str, until_s: float | None, trial_timeout_s: float | None = None
+    ) -> InProcessActorManager:
         """What runs the trainables."""
         self._manager = InProcessActorManager(self.workers)
         return self._manager

@@ -10,22 +10,30 @@ controller's only link to the outside is its actor manager, which makes room for
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pyarrow.fs
+import ray
 import ray._private.ray_constants as _constants
 import ray.train._internal.session as _session
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.air.execution._internal.event_manager import RayEventManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _FutureTrainingResult, _TrainingResult
 from ray.train._internal.storage import StorageContext
@@ -57,6 +65,7 @@ __all__ = [
     "StudyStorage",
     "TrackedActor",
     "WatchedCheckpoint",
+    "abandon_thread",
     "begin_anew",
     "check_ray",
     "copy_checkpoint",
@@ -72,6 +81,9 @@ __all__ = [
     "watch_checkpoint",
 ]
 
+_START_S = 60.0
+"""What a process may take until it runs the user's code, beside `budget.trial_timeout_s`: Ray starts it, it imports."""
+_SAID_OF = {"save": "saving", "restore": "loading a checkpoint", "reset": "setup"}
 _LOCAL = pyarrow.fs.LocalFileSystem()
 TESTED_RAY = ("2.55", "2.60")
 
@@ -104,7 +116,11 @@ _USED: dict[Any, tuple[str, ...]] = {
         "is_finished",
         "cleanup",
         "_wrapped",
+        "_schedule_trial_stop",
+        "_remove_actor",
     ),
+    RayEventManager: ("get_futures",),
+    RayActorManager: ("_actor_task_failed", "remove_actor", "is_actor_started", "next", "cleanup"),
     StorageContext: (
         "_create_validation_file",
         "_check_validation_file",
@@ -120,7 +136,7 @@ _USED: dict[Any, tuple[str, ...]] = {
     FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
     _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"),
-    TrackedActor: ("set_on_stop", "set_on_error"),
+    TrackedActor: ("set_on_start", "set_on_stop", "set_on_error"),
     Trial: (
         "get_trainable_cls",
         "update_last_result",
@@ -138,8 +154,6 @@ _USED: dict[Any, tuple[str, ...]] = {
 
 def check_ray() -> None:
     """Raises `StudyError` if the Ray that is installed lacks a name that this module uses."""
-    import ray
-
     missing = [f"{owner.__name__}.{n}" for owner, names in _USED.items() for n in names if not hasattr(owner, n)]
     if missing:
         raise StudyError(
@@ -341,6 +355,29 @@ def _read_files(folder: str) -> dict[str, bytes]:
     return files
 
 
+class _ActorManager(RayActorManager):  # type: ignore[misc]  # ray ships no types
+    """Ray's own, in which a worker that Ray itself kills costs its trial, and not the study.
+
+    Ray kills workers when memory runs short, before the kernel does. The error that it then has for their calls is
+    neither of the two kinds that it knows here, and is raised.
+    """
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        if not isinstance(exception, RayActorError | RayTaskError):
+            exception = RayActorError(error_msg=f"the worker died: {type(exception).__name__}: {exception}")
+        super()._actor_task_failed(tracked_actor_task, exception)
+
+    def has_news_of(self, actor: TrackedActor) -> bool:
+        """Whether an answer of this actor is there that was not read yet."""
+        # Of an actor's calls those that were read are listed, too.
+        asked = (
+            (self._tracked_actors_to_task_futures, self._actor_task_events),
+            (self._tracked_actors_to_state_futures, self._actor_state_events),
+        )
+        unread = [future for known, events in asked for future in events.get_futures() & set(known.get(actor, ()))]
+        return bool(unread and ray.wait(unread, timeout=0)[0])
+
+
 class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     """Ray Tune's controller without what a study does itself: snapshots, checks of metrics, printing of errors.
 
@@ -351,6 +388,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         storage: where the study lies.
         max_pending: how many trials may wait for resources.
         actor_manager: what runs the trainables in place of Ray's actors.
+        trial_timeout_s: seconds after which a trial has failed whose actor doesn't answer; None for no limit. Whoever
+            else runs the trainables sees to that itself.
     """
 
     _wrapper: Any = None
@@ -370,6 +409,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         storage: StudyStorage,
         max_pending: int,
         actor_manager: Any = None,
+        trial_timeout_s: float | None = None,
     ) -> None:
         super().__init__(
             search_alg=search_alg, scheduler=scheduler, callbacks=callbacks, storage=storage, reuse_actors=True
@@ -381,6 +421,14 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         if actor_manager is not None:
             self._actor_manager = actor_manager
             self._class_cache = _PlainClasses()
+        else:
+            self._actor_manager = _ActorManager(self._actor_manager._resource_manager)
+        self._trial_timeout_s = None if self._in_process else trial_timeout_s
+        self._calls: dict[Trial, tuple[str, float]] = {}
+        """Of trials whose actor is called: what for, and when their time begins."""
+        self._hanging: set[TrackedActor] = set()
+        """Actors to be killed."""
+        self._look_again_s = 0.0
 
     def _wrapped(self) -> Any:
         """What Ray hands to schedulers in place of the controller; Ray makes one anew for each call of a scheduler."""
@@ -401,7 +449,9 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         """No snapshot: the study's log is all that is needed to go on, and Ray's snapshots are not atomic."""
 
     def on_step_begin(self) -> None:
-        """No refresh of the cluster's resources, which only Ray's own progress table shows."""
+        """Ends trials that hang. No refresh of the cluster's resources, which only Ray's own progress table shows."""
+        if self._trial_timeout_s is not None:
+            self._end_those_that_hang(self._trial_timeout_s, time.monotonic())
 
     def stop_trial(self, trial: Trial) -> None:
         """Ends a trial, and forgets it: Ray keeps every trial of a study, so that memory and callbacks grow with it."""
@@ -416,6 +466,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     def _forget_ended(self, trial: Trial) -> None:
         if not trial.is_finished():
             return
+        self._calls.pop(trial, None)
         self._live_trials.discard(trial)
         self._stopped_trials.discard(trial)
         self._failed_trials.discard(trial)
@@ -517,6 +568,10 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     ) -> Any:
         """Ray's own, but for the text of each call and its result, which it makes for a message that nobody reads."""
         if not self._in_process:
+            if self._trial_timeout_s is not None:
+                # A reset first ends the trial before, and then may build the trainable anew.
+                self._calls[trial] = method_name, time.monotonic() + (_START_S if method_name == "reset" else 0.0)
+                on_result = on_result and partial(self._answered, on_result)
             return super()._schedule_trial_task(
                 trial, method_name, args, kwargs, on_result, on_error, _return_future=_return_future
             )
@@ -530,6 +585,48 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             on_error and (lambda actor, error: on_error(trial, error)),
             _return_future=_return_future,
         )
+
+    def _answered(self, on_result: Callable[..., None], trial: Trial, *values: Any) -> None:
+        self._calls.pop(trial, None)
+        on_result(trial, *values)
+
+    def _schedule_trial_stop(self, trial: Trial, exception: Exception | None = None) -> None:
+        self._calls.pop(trial, None)
+        super()._schedule_trial_stop(trial, exception)
+
+    def _end_those_that_hang(self, timeout_s: float, now: float) -> None:
+        """Fails the trials whose actor has not answered for too long.
+
+        An answer that is there and was not read yet counts: a searcher may keep this process busy for long.
+        """
+        if now < self._look_again_s:
+            return
+        self._look_again_s = now + min(1.0, timeout_s / 10)
+        manager = self._actor_manager
+        for actor, trial in list(self._actor_to_trial.items()):
+            if trial not in self._calls and actor not in self._started_actors and manager.is_actor_started(actor):
+                self._calls[trial] = "setup", now + _START_S
+            what, since = self._calls.get(trial, ("", now))
+            if now - since <= timeout_s:
+                continue
+            if manager.has_news_of(actor):
+                continue
+            if trial in self._pending_trials and trial not in self._resetting_trials:  # its process is being started
+                self._set_trial_status(trial, Trial.RUNNING)
+                self._unstage_trial_with_resources(trial)
+            self._hanging.add(actor)
+            actor.set_on_start(None)
+            actor.set_on_error(None)
+            said = "no report for" if what == "train" else f"{_SAID_OF.get(what, what)} took more than"
+            self._trial_task_failure(trial, TuneError(f"{said} {timeout_s:g} s (budget.trial_timeout_s)"))
+
+    def _remove_actor(self, tracked_actor: TrackedActor) -> None:
+        """Ray asks an actor to stop, and waits ten minutes for it: one that hangs is killed."""
+        if tracked_actor in self._hanging:
+            self._hanging.discard(tracked_actor)
+            self._actor_manager.remove_actor(tracked_actor, kill=True)
+        else:
+            super()._remove_actor(tracked_actor)
 
     def _on_training_result(self, trial: Trial, result: Any) -> None:
         """Ray's own for one result, without its text."""
@@ -892,6 +989,24 @@ def _set_progress(trainable: Any, progress: Progress) -> None:
     trainable._time_since_restore = 0.0
     trainable._iterations_since_restore = trainable._timesteps_since_restore = 0
     trainable._restored = True
+
+
+def abandon_thread(trainable: Any) -> TracebackType | None:
+    """Gives up the thread of a function trainable that hangs; where it was, None if there is no such thread.
+
+    A thread can't be ended from outside. This one ends by SystemExit as soon as it runs Python code, so that one that
+    only slept doesn't report for whichever trial is then running.
+    """
+    thread = getattr(trainable.__dict__.get("_own_session"), "training_thread", None)
+    if thread is None or not thread.is_alive():
+        return None
+    frame = sys._current_frames().get(thread.ident)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+    where = None
+    while frame is not None and frame.f_code.co_filename != threading.__file__:
+        where = TracebackType(where, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    return where
 
 
 def empty_save(trainable: Any) -> _TrainingResult:

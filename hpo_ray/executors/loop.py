@@ -57,7 +57,8 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
         study.draft.free_name()  # a name that is taken is better known before a cluster is started
     else:
         check_resumable(study)
-    trainable = bind(study.trainable, study.context)
+    timeout_s = study.executor.call_timeout(study.draft.budget.trial_timeout_s)
+    trainable = bind(study.trainable, study.context, timeout_s)
     with _signals(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
         signals.listen()
@@ -246,7 +247,7 @@ def _names_that_count(draft: Draft) -> tuple[str, ...]:
 
 
 def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource]:
-    study, folder = this.study, this.folder
+    study, folder, budget = this.study, this.folder, this.study.draft.budget
     register_trainable(folder.name, this.trainable)
     storage = study.executor.storage(folder, trackers=bool(study.callbacks))
     source = TrialSource(
@@ -269,7 +270,8 @@ def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource
         callbacks=[CheckpointRecorder(recorder, folder), *study.callbacks],
         storage=storage,
         max_pending=this.concurrency,
-        actor_manager=study.executor.actor_manager(study.time_attr, study.draft.budget.time_s),
+        actor_manager=study.executor.actor_manager(study.time_attr, budget.time_s, budget.trial_timeout_s),
+        trial_timeout_s=budget.trial_timeout_s,
     )
     controller.checkpoint_is_due = recorder.checkpoint_is_due
     if this.resources is not None:

@@ -76,8 +76,8 @@ class RayExecutor(Executor):
                 fits.append(int(there / asked + 1e-9))
         return min(fits, default=max(1, int(total.get("CPU", 1))))
 
-    def actor_manager(self, time_attr: str, until_s: float | None) -> Any:
-        """None: Ray's own."""
+    def actor_manager(self, time_attr: str, until_s: float | None, trial_timeout_s: float | None = None) -> Any:
+        """None: Ray's own; the controller ends trials that hang."""
         return None
 
     def stop(self) -> None:

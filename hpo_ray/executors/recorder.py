@@ -7,6 +7,7 @@ The rules: each report has the metric; a value that is not finite ends the trial
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hpo_ray.events import (
     TrialRetried,
 )
 from hpo_ray.executors.binding import OUTPUT_FILE, readable
+from hpo_ray.executors.deadline import KEY as TIMEOUT_KEY
 from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Fallback, MemoryCheckpoint, StudyTrial, last_metrics
 from hpo_ray.executors.keeper import Keeper
@@ -40,12 +42,15 @@ from hpo_ray.schedulers.core import Moves
 from hpo_ray.schedulers.population_adapter import Change
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
-from hpo_ray.trials import TrialRecord
+from hpo_ray.trials import OUTPUT, TrialRecord, split_error
 
 _RAY_ADDS = ("trial_id", "done", "should_checkpoint", "experiment_tag", "_time_total_s")
 _SESSION_ADDS = ("_hostname", "_node_ip", "_pid", "_timestamp")
 _NOT_METRICS = frozenset((*AUTO_RESULT_KEYS, *_RAY_ADDS, *_SESSION_ADDS))
 _ERROR_LINES = 20
+_DIED = "the worker died"
+_FEWEST_TRIALS = 8
+"""Below, a study goes on whatever share of its trials has failed."""
 
 
 class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
@@ -82,6 +87,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._keeper = Keeper(folder, study.draft.keep_checkpoints, state)
         self._metric_name = study.draft.task.metric
         self._max_resource = study.draft.max_resource
+        self._max_failed_fraction = study.max_failed_fraction
         task = study.draft.task
         self._several, self._constraints = tuple(task.metrics), task.constraints
         self._also = [
@@ -118,6 +124,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             return
         self.state.apply(event)
         self._keeper.observe(event)
+        if isinstance(event, Reported | TrialEnded):
+            self._check_failed()
         if self._searcher is not None:
             self._searcher.observe(event)
 
@@ -186,7 +194,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             self.append(TrialRetried(trial.trial_id, text, self.clock()))
         else:
             self._endings.pop(trial.trial_id, None)
-            self._ended(trial, "failed", "raised an error", text)
+            self._ended(trial, "failed", _why(text), text)
         self.scheduler.on_trial_error(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
@@ -335,16 +343,31 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
-            error += f"\noutput: {output.relative_to(self._folder)}"
+            error += f"{OUTPUT}{output.relative_to(self._folder)}"
         self._saved_at.pop(trial.trial_id, None)
         self.append(TrialEnded(trial.trial_id, state, reason, error, self.clock()))
+
+    def _check_failed(self) -> None:
+        """Ends a study in which nearly everything fails: what is wrong is then not the configurations."""
+        failed, heard, most = self.state.states["failed"], self.state.heard, self._max_failed_fraction
+        if heard < _FEWEST_TRIALS or failed / heard <= most or self.error is not None:
+            return
+        assert self.state.first_failure is not None
+        number, text = self.state.first_failure
+        text, output = split_error(text)
+        text += f"\noutput: {self._folder / output}" if output is not None else ""
+        self.error = StudyError(
+            f"{failed} of the {heard} trials that have reported or failed so far have failed, more than "
+            f"failure.max_failed_fraction={most:g} of them; with failure.max_failed_fraction=1 the study goes on "
+            f"whatever fails. The first, trial {number}, failed with:\n{text}"
+        )
 
     def _error_text(self, trial: Trial) -> str:
         """The last lines of what the trial raised: Ray has just written it to the trial's folder."""
         path = trial.error_file
         text = Path(path).read_text(encoding="utf-8", errors="replace") if path and Path(path).exists() else ""
         last = text.rpartition("Failure # ")[2].partition("\n")[2] or text  # Ray appends one failure to another
-        return "\n".join(readable(last).splitlines()[-_ERROR_LINES:]) or "unknown error"
+        return "\n".join(_death(readable(last)).splitlines()[-_ERROR_LINES:]) or "unknown error"
 
     def _reason(self, trial: Trial) -> str:
         return str(self._ask("reason", trial) or "")
@@ -395,6 +418,30 @@ def _trained(record: TrialRecord, before: int, resource: int) -> int:
 def iteration_of(trial: Trial) -> int | None:
     """How many steps of its trainable a trial's last checkpoint is; None if that is unknown."""
     return (last_metrics(trial) or {}).get(TRAINING_ITERATION)
+
+
+def _why(text: str) -> str:
+    """Why a trial has failed, in a word or two."""
+    if text.startswith(_DIED):
+        return "its worker died"
+    return "took too long" if text.endswith(f"({TIMEOUT_KEY})") else "raised an error"
+
+
+def _death(text: str) -> str:
+    """What Ray says of a worker that died, in one line; any other text as it is."""
+    if lost := re.match(r"The actor \w+ is unavailable: (.*)", text, re.DOTALL):
+        return f"{_DIED}, or its node can't be reached: {lost[1]}"
+    if "due to the node running low on memory" in text:  # and then fifty lines on Ray's object store
+        used = re.search(r"was (\S+ used / \S+ limit)", text)
+        return f"{_DIED}: Ray killed it because its node ran low on memory{f' ({used[1]})' if used else ''}"
+    if not text.startswith("The actor died unexpectedly"):
+        return text
+    known = dict(re.findall(r"^\t(pid|ip): (.*)$", text, re.MULTILINE))
+    reason = text.splitlines()[-1].strip()
+    reason = re.sub(r"^The actor is dead because its worker process has died\. .*Worker exit detail: ", "", reason)
+    reason = reason.partition(" If the process was killed by the kernel OOM killer")[0]  # how to set up Ray
+    where = f" (pid {known.get('pid', 'unknown')} on {known['ip']})" if "ip" in known else ""
+    return f"{_DIED}{where}: {reason}"
 
 
 def checkpoint_name(checkpoint: Any, folder: Path) -> str | None:

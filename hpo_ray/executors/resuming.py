@@ -155,6 +155,8 @@ def saved_checkpoints(events: Iterable[Event]) -> dict[str, list[Saved]]:
             entry = Saved(event.checkpoint, resource, event.iteration or resource, event.metrics or {})
             saved[event.trial_id] = deque([entry], maxlen=2)
             metrics[event.trial_id, resource] = entry.metrics
+        elif isinstance(event, Decided) and event.config is not None:  # from here on under another configuration
+            saved[event.trial_id] = deque(list(saved.get(event.trial_id, ()))[-1:], maxlen=2)
     return {trial_id: list(entries) for trial_id, entries in saved.items()}
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from ray.tune.result import RESULT_DUPLICATE, TIME_THIS_ITER_S, TIME_TOTAL_S
 
 from hpo_ray.errors import ConfigError, StudyError
+from hpo_ray.executors.deadline import KEY as TIMEOUT_KEY
 from hpo_ray.executors.inprocess import Call, InProcessActorManager, InProcessExecutor, TrialFailure
 from hpo_ray.executors.internals import MemoryStorage, TrackedActor
 from hpo_ray.study import locate
@@ -155,6 +156,7 @@ class SimulatedActorManager(InProcessActorManager):
         failures: of a worker in an hour.
         seed: decides when workers fail.
         until_s: where the clock stops; None for nowhere.
+        trial_timeout_s: a step that takes longer is a hang: it fails after so many seconds.
     """
 
     def __init__(
@@ -167,9 +169,11 @@ class SimulatedActorManager(InProcessActorManager):
         failures: float = 0.0,
         seed: int = 0,
         until_s: float | None = None,
+        trial_timeout_s: float | None = None,
     ) -> None:
         super().__init__(workers)
         self.now = 0.0
+        self._trial_timeout_s = math.inf if trial_timeout_s is None else trial_timeout_s
         self._until_s = math.inf if until_s is None else until_s
         self.utilisation = Utilisation(workers)
         self.lost_workers = 0
@@ -250,6 +254,9 @@ class SimulatedActorManager(InProcessActorManager):
                 real = call.value.get(TIME_THIS_ITER_S, 0.0)
                 call.value[TIME_THIS_ITER_S] = seconds
                 call.value[TIME_TOTAL_S] = call.value.get(TIME_TOTAL_S, 0.0) - real + seconds
+            if seconds > self._trial_timeout_s:
+                seconds = self._trial_timeout_s
+                call.error = TrialFailure(f"no report for {seconds:g} s ({TIMEOUT_KEY})")
             self._later(seconds, _TRAIN, call.actor, partial(self._deliver, call), call)
 
     def _done(self, call: Call) -> None:
@@ -327,7 +334,8 @@ class SimulatedExecutor(InProcessExecutor):
     """Runs trials in this process as if on a cluster. See the module.
 
     What a step takes: `step_s` if given; else what the trainable reports as `cost`; else what `cost` gives; else 1 s.
-    A step that raises reports nothing, and takes `step_s` or no time.
+    A step that raises reports nothing, and takes `step_s` or no time. One that takes longer than
+    `budget.trial_timeout_s` of virtual time hangs; code that really hangs is not interrupted.
 
     Args:
         workers: how many trials run at a time.
@@ -387,11 +395,16 @@ class SimulatedExecutor(InProcessExecutor):
         self._simulation: SimulatedActorManager | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
-    def actor_manager(self, time_attr: str, until_s: float | None) -> SimulatedActorManager:
+    def call_timeout(self, trial_timeout_s: float | None) -> None:
+        """None: hangs are those of virtual time."""
+
+    def actor_manager(
+        self, time_attr: str, until_s: float | None, trial_timeout_s: float | None = None
+    ) -> SimulatedActorManager:
         """What runs the trainables."""
         self._cost = self._costs(time_attr)
         self._manager = self._simulation = SimulatedActorManager(
-            self.workers, self._cost, until_s=until_s, **self._settings
+            self.workers, self._cost, until_s=until_s, trial_timeout_s=trial_timeout_s, **self._settings
         )
         return self._simulation
 

@@ -95,8 +95,8 @@ def test_a_copy_for_a_population_that_finds_no_room(device: Callable[[int], Path
 
 
 def test_a_line_that_finds_no_room_is_not_in_the_log(device: Callable[[int], Path]) -> None:
-    log = EventLog(device(4) / FILE_NAME)
-    started = StudyStarted("study", "random", "task", "loss", "min", 0, 9, 0.0)
+    log = EventLog(device(8) / FILE_NAME)
+    started = StudyStarted("study" * 60, "random", "task", "loss", "min", 0, 9, 0.0)
     written = 0
     with pytest.raises(OSError, match="No space left"):
         while True:

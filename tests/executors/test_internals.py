@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
 from hpo_ray.errors import StudyError
 from hpo_ray.executors import internals
@@ -29,10 +30,11 @@ def test_a_ray_that_moved_a_name_is_reported_by_it(monkeypatch: pytest.MonkeyPat
 def test_what_the_controller_overrides_is_there_to_be_overridden() -> None:
     """A private method that Ray renames would otherwise silently be ours alone."""
     own = {"close", "keep_actors", "num_active", "_leave_reset", "_forget_ended", "_wrapper", "study_error"}
-    for cls in (internals.Controller, internals.StudyStorage, internals.StudyTrial):
-        for name in (
-            set(vars(cls)) - own - {"aside", "trainable", "fallback", "oldest", "take_fallback", "drop_checkpoint"}
-        ):
+    own |= {"save_running", "checkpoint_is_due", "_leaving"}
+    own |= {"_answered", "_end_those_that_hang", "has_news_of"}
+    known = own | {"aside", "trainable", "fallback", "oldest", "take_fallback", "drop_checkpoint"}
+    for cls in (internals.Controller, internals._ActorManager, internals.StudyStorage, internals.StudyTrial):
+        for name in set(vars(cls)) - known:
             if not name.startswith("__"):
                 assert any(name in vars(base) for base in cls.__mro__[1:]), f"{cls.__name__}.{name}"
 
@@ -42,3 +44,16 @@ def test_no_other_module_imports_private_parts_of_ray() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.name != "internals.py":
             assert not private.search(path.read_text()), path
+
+
+def test_a_worker_that_ray_kills_for_memory_is_a_dead_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's manager raises whatever is neither of the two errors that it knows, which would end the study."""
+    seen: list[Exception] = []
+    base = internals.RayActorManager
+    monkeypatch.setattr(base, "_actor_task_failed", lambda self, task, exception: seen.append(exception))
+    manager = internals._ActorManager.__new__(internals._ActorManager)
+    died = internals.RayActorError(error_msg="died")
+    for exception in (OutOfMemoryError("low on memory"), died):
+        manager._actor_task_failed(None, exception)
+    assert isinstance(seen[0], internals.RayActorError) and seen[1] is died
+    assert str(seen[0]) == "the worker died: OutOfMemoryError: low on memory"
