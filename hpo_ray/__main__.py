@@ -31,6 +31,8 @@ verbs
   resume          go on:              python -m hpo_ray resume outputs/NAME [budget.trials=100]
   plan [--json]   what run would do:  python -m hpo_ray plan method=hyperband scheduler.max_resource=81
   compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
+  report [PATH]   a study again, or those of a folder:  python -m hpo_ray report outputs/digits_mlp-hyperband-1
+                  --rebuild-store writes their Optuna storage anew from the logs
   list            what there is: methods, tasks, searchers, schedulers, studies
 
 your own training code, a function or class of Ray Tune:
@@ -44,6 +46,7 @@ keys (python -m hpo_ray --cfg job prints all of them)
   task.metric= task.mode= task.max_resource= task.args.NAME=
   scheduler.max_resource= scheduler.min_resource= scheduler.eta=
   budget.trials= budget.rounds= budget.time_s= budget.target= budget.concurrency=
+  store=none store.url=          no Optuna storage, or a database instead of study.root/hpo_ray.journal
   study.name= study.root=outputs view=auto|live|plain|none (none: prints nothing at all)
 
 flags
@@ -72,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(typed)
     except HpoRayError as error:
-        print(f"hpo_ray: {error}", file=sys.stderr)
+        from hpo_ray.store.urls import without_password
+
+        print(f"hpo_ray: {without_password(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # while code is imported: a study that runs handles it itself
         print("hpo_ray: interrupted before anything was started", file=sys.stderr)
@@ -282,10 +287,71 @@ def _list(typed: list[str]) -> int:
         rows = [["", name, _one_liner(path)] for name, path in choices(group, options.config_dir).items()]
         _print_table(rows)
     root = Path(load(options.overrides, options.config_dir, options.config_name).study.root)
+    _print_studies(root)
+    return 0
+
+
+def _report(typed: list[str]) -> int:
+    parser = _parser("report")
+    parser.add_argument("--rebuild-store", action="store_true")
+    options = parser.parse_intermixed_args(typed)
+    paths = [word for word in options.overrides if "=" not in word and not word.startswith("~")]
+    overrides = [word for word in options.overrides if word not in paths]
+    if len(paths) > 1:
+        raise ConfigError(f"report {' '.join(paths)}: takes one study's folder, or one folder with studies in it")
+    from hpo_ray.config import load
+    from hpo_ray.events import FILE_NAME
+
+    config = load(overrides, options.config_dir, options.config_name)
+    path = Path(paths[0] if paths else config.study.root)
+    if not path.is_dir():
+        raise ConfigError(f"report {path}: no such folder", key="study.root")
+    if options.rebuild_store:
+        if not config.store.project:
+            raise ConfigError("store=none: there is no store to rebuild; leave it out", key="store")
+        _rebuild_store(path.parent if (path / FILE_NAME).is_file() else path, config.store.url)
+    elif (path / FILE_NAME).is_file():
+        _print_report(path)
+    else:
+        _print_studies(path)
+    return 0
+
+
+def _print_report(folder: Path) -> None:
+    """What was printed when the study ended, from what it left."""
+    from omegaconf import OmegaConf
+
+    from hpo_ray.best import load_config
+    from hpo_ray.results import load_study
+    from hpo_ray.study import draft
+
+    print(_summary(load_study(folder), draft(OmegaConf.create(load_config(folder))), "").lstrip("\n"))
+
+
+def _rebuild_store(root: Path, url: str | None) -> None:
+    from hpo_ray.store.urls import check_driver, check_url
+
+    if url is not None:
+        check_url(url)
+        check_driver(url)
+    from hpo_ray.store.recovery import rebuild
+    from hpo_ray.store.storage import Store
+    from hpo_ray.view import count
+
+    store = Store(root.absolute(), url)
+    done = rebuild(store)
+    studies = "1 study" if done.studies == 1 else f"{done.studies} studies"
+    print(f"{store}: {studies}, {count(done.trials, 'trial')}")
+    if done.running:
+        print(f"left       {done.running} that are running: they go on by themselves")
+    for reason in done.unreadable:
+        print(f"left out   {reason}")
+
+
+def _print_studies(root: Path) -> None:
     print(f"studies in {root}/")
     studies = [["", folder.name, _study_line(folder)] for folder in sorted(root.glob("*")) if _is_study(folder)]
     _print_table(studies or [["", "none yet", ""]])
-    return 0
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
@@ -293,6 +359,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "plan": _plan,
     "resume": _resume,
     "compare": _compare,
+    "report": _report,
     "list": _list,
 }
 
@@ -358,25 +425,27 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     from hpo_ray.view import ENDED, clock, config_text, count, incumbent, spent, virtual_clock
 
     state, unit = result.state, draft.task.unit
-    assert state.ended is not None
     counts = [f"{state.states[name]} {name}" for name in ENDED if state.states[name]]
     if unfinished := state.states["running"] + state.states["paused"]:
         counts.append(f"{unfinished} left unfinished")
-    lines = ["", f"{state.ended.state}: {state.ended.reason}"]
-    took = clock(state.ended.time)
-    if simulation := state.ended.simulation:
-        workers = count(simulation["workers"], "worker")
-        took = f"{virtual_clock(state.ended.time)} on {workers} (virtual; {simulation['wall_seconds']:.1f} s here)"
-    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent(state.trained, draft)}, {took}")
+    ended, took = state.ended, ""
+    lines = ["", f"{ended.state}: {ended.reason}" if ended else "not finished: it is running, or was killed"]
+    if ended is not None:
+        took = f", {clock(ended.time)}"
+        if simulation := ended.simulation:
+            workers = count(simulation["workers"], "worker")
+            took = f", {virtual_clock(ended.time)} on {workers} (virtual; {simulation['wall_seconds']:.1f} s here)"
+    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent(state.trained, draft)}{took}")
     best = result.best
     folder = short(result.path)
+    store = [f"store      {result.store_note}"] if result.store_note else []
     go_on = [f"next       {next_command}"] if next_command else []
-    if state.ended.state == "interrupted":
+    if ended is None or ended.state == "interrupted":
         go_on = [f"resume     {resume_command(result.path)}"]
     if state.states["failed"]:
         lines += _failed_table(result)
     if best is None:
-        return "\n".join([*lines, f"log        {folder}", *go_on])
+        return "\n".join([*lines, f"log        {folder}", *store, *go_on])
     lines.append(f"best       {incumbent(best, draft)}")
     if result.test_metrics:
         test = ", ".join(f"{name} {value:.6g}" for name, value in result.test_metrics.items())
@@ -384,22 +453,22 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     if result.test_error:
         lines.append(f"test       could not be computed: {result.test_error}")
     lines += [f"  {name}: {value}" for name, value in draft.space.flatten(dict(best.config)).items()]
-    if state.ended.model:
-        lines.append(f"model      {_model_text(state.ended.model, draft)}")
+    if ended and ended.model:
+        lines.append(f"model      {_model_text(ended.model, draft)}")
     if draft.task.metrics:
         lines += _front_table(result, draft)
-    if state.best_seen is not None and "budget.target" in state.ended.reason:
+    if state.best_seen is not None and ended and "budget.target" in ended.reason:
         seen, resource, value = state.best_seen
         lines.append(f"best seen  {draft.task.metric} {value:.6g} at {unit} {resource} (trial {seen.number})")
         lines.append(f"  {config_text(seen.config)}")
-    if state.ended.simulation:
+    if ended and ended.simulation:
         lines += _simulation_table(state, draft)
     lines.append(f"all of it  {folder}")
     checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
     if checkpoint.is_dir():
         code = f'import hpo_ray; best = hpo_ray.load_best("{folder}")'
         lines.append(f"load it    {shlex.join([python(), '-c', code])}")
-    return "\n".join([*lines, *go_on])
+    return "\n".join([*lines, *store, *go_on])
 
 
 def _model_text(model: Mapping[str, Any], draft: Draft) -> str:
@@ -469,10 +538,12 @@ def _simulation_table(state: StudyState, draft: Draft) -> list[str]:
 
 def _next(draft: Draft, typed: Sequence[str]) -> str:
     """The same command with three times the resource; of a simulation, with twice the workers."""
+    from hpo_ray.store.urls import without_password
+
     key, value = "scheduler.max_resource", 3 * draft.max_resource
     if draft.virtual_workers:
         key, value = "executor.workers", 2 * draft.virtual_workers
-    kept = [a for a in typed if not a.startswith((f"{key}=", "study.name="))]
+    kept = [without_password(a) for a in typed if not a.startswith((f"{key}=", "study.name="))]
     return shlex.join([python(), "-m", "hpo_ray", *kept, f"{key}={value}"])
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from hpo_ray.errors import StudyError
 from hpo_ray.results import BEST_FOLDER
+from hpo_ray.store.urls import password_free
 from hpo_ray.study import load_trainable
 from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
 from hpo_ray.trainables.context import TrialContext, use_context
@@ -68,8 +69,8 @@ def _link(source: str, target: str) -> None:
 
 
 def save_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes the resolved configuration of a study to its folder."""
-    OmegaConf.save(OmegaConf.create(dict(config)), folder / CONFIG_FILE)
+    """Writes the resolved configuration of a study to its folder, without the password of its store."""
+    OmegaConf.save(OmegaConf.create(password_free(config)), folder / CONFIG_FILE)
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -61,8 +61,9 @@ class Entry:
         return budget.trials is not None or budget.rounds is not None or budget.open_ended
 
     def study(self, root: Path, seed: int) -> Draft:
-        """Its study of a seed."""
+        """Its study of a seed. It goes into no store: a comparison has hundreds of studies, and its own table."""
         self.config.seed = seed
+        self.config.store.project = False
         self.config.study.root = str(root)
         self.config.study.name = self.folder(seed)
         return draft(self.config)
@@ -103,7 +104,7 @@ class Comparison:
         """What makes two comparisons the same, but for the number of seeds."""
         return {
             "methods": [entry.label for entry in self.entries],
-            "overrides": sorted(o for o in self.overrides if not o.startswith(("study.", "view="))),
+            "overrides": sorted(o for o in self.overrides if not o.startswith(("study.", "view=", "store.url="))),
             "config_dir": self.config_dir,
             "config_name": self.config_name,
         }

@@ -112,7 +112,7 @@ class StoreSection:
     """`store.*`: the Optuna storage that studies are projected into, and what of a study stays on disk."""
 
     project: bool = True  # whether studies are written to the storage
-    url: str | None = None  # of a database, any that Optuna takes; null: the journal file of study.root
+    url: str | None = None  # of a database, any that Optuna takes, without password; null: a journal in study.root
     keep_checkpoints: str = "best"  # of trials that ended: best | completed | all
     checkpoint_every: int | None = None  # units of training between two checkpoints of a class; null: by seconds alone
     checkpoint_every_s: float | None = 60.0  # seconds of training between them; null: by units alone

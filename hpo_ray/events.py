@@ -230,6 +230,7 @@ _REQUIRED = {
     kind: {known.name for known in fields(kind) if known.default is MISSING and known.default_factory is MISSING}
     for kind in _KINDS.values()
 }
+_NAMES = {kind: frozenset(known.name for known in fields(kind)) for kind in _KINDS.values()}
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -273,7 +274,6 @@ def from_line(line: str) -> Event:
     kind = _KINDS.get(data.pop("event", None))
     if kind is None:
         raise ValueError("not an event of a kind that this version knows")
-    names = {known.name for known in fields(kind)}
     if missing := _REQUIRED[kind] - data.keys():
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
     if data.get("metrics"):
@@ -281,7 +281,7 @@ def from_line(line: str) -> Event:
             name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
             for name, value in data["metrics"].items()
         }
-    return kind(**{name: data[name] for name in names & data.keys()})
+    return kind(**(data if data.keys() <= _NAMES[kind] else {name: data[name] for name in _NAMES[kind] & data.keys()}))
 
 
 class EventLog:

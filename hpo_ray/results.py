@@ -254,12 +254,14 @@ class StudyResult:
         state: the fold of its log.
         test_metrics: metrics of the best trial on the test split, where the task has one.
         test_error: why they could not be computed.
+        store_note: what the store lacks of it, and what to do; None if it has all.
     """
 
     path: Path
     state: StudyState
     test_metrics: Mapping[str, float] | None = None
     test_error: str | None = None
+    store_note: str | None = None
 
     @property
     def best(self) -> TrialRecord | None:

@@ -25,6 +25,7 @@ from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.space import Space
+from hpo_ray.store.urls import check_driver, check_url
 from hpo_ray.trainables.context import FIDELITIES, TrialContext
 
 if TYPE_CHECKING:
@@ -191,6 +192,8 @@ def draft(config: DictConfig) -> Draft:
             key="failure.max_failed_fraction",
         )
     _check_count("seed", plain["seed"], least=0)
+    if plain["store"]["project"] and plain["store"]["url"] is not None:
+        check_url(plain["store"]["url"])
     budget = _budget(plain["budget"])
     space = Space.from_config(plain["space"])
     if not len(space):
@@ -234,6 +237,8 @@ def build(drafted: Draft) -> Study:
     from hpo_ray.executors.binding import can_save
 
     config, task = drafted.config, drafted.task
+    if config["store"]["project"] and config["store"]["url"] is not None:
+        check_driver(config["store"]["url"])
     trainable = load_trainable(task.trainable)
     searcher = make("searcher", config["searcher"], space=drafted.space, ladder=drafted.ladder)
     scheduler = make("scheduler", config["scheduler"], space=drafted.space)

@@ -27,7 +27,7 @@ BAD_INPUT = [
     (["+budget.trails=1"], ["unknown key 'budget.trails'", "nearest: trials"]),
     (["runn"], ["runn: no such verb", "nearest: run"]),
     (["plan", "--jsn"], ["--jsn", "--help"]),
-    (["hyperband"], ["hyperband: no such verb", "run, plan, resume, compare, list"]),
+    (["hyperband"], ["hyperband: no such verb", "run, plan, resume, compare, report, list"]),
     (["plan", "hyperband"], ["hyperband", "key=value"]),
     (["--config-dir", ".", "plan"], ["plan: the verb comes first"]),
     (["~study.name"], ["~study.name"]),
@@ -211,6 +211,20 @@ BAD_INPUT = [
     (["--config-name", "bare", "--config-dir", "own"], ["--config-name bare", "defaults: [config, _self_]"]),
     (["--config-name", "config", "--config-dir", "own"], ["--config-name config"]),
     (["study.root=mine.py", "executor=inprocess", "task=parabola"], ["study.root=mine.py", "can't be written"]),
+    # the store
+    (["store.url=outputs/my.journal"], ["store.url=outputs/my.journal", "can't be parsed", "in study.root"]),
+    (["store.url=postgres://h/d"], ["store.url=postgres://h/d", "nearest: postgresql"]),
+    (["store.url=postgresql+psycopg://me:hush@h:port/d"], ["store.url=postgresql+psycopg://me@h:port/d", "'port'"]),
+    (["store.url=sqlite://"], ["store.url=sqlite://", "in memory only", "sqlite:///studies.db"]),
+    (["store.url=sqlite:///no/where.db"], ["store.url=sqlite:///no/where.db", "no folder no"]),
+    (["task=parabola", "store.url=mysql+pymysql://me:hush@h/d"], ["mysql+pymysql://me@h/d", "pip install 'pymysql'"]),
+    (["task=parabola", "store.url=postgresql+nope://h/d"], ["postgresql+nope://h/d", "no driver 'postgresql+nope'"]),
+    (["store.url=postgresql://me:hush#1@h/d"], ["store.url=postgresql://me@h/d", "can't be parsed"]),
+    (["store=sqlite"], ["store=sqlite", "journal"]),
+    (["report", "nowhere"], ["report nowhere", "no such folder"]),
+    (["report", "outputs", "outputs"], ["outputs outputs", "one study's folder"]),
+    (["report", "outputs", "--rebuild-store", "store=none"], ["store=none", "no store to rebuild"]),
+    (["report", "outputs", "--rebuild-store", "store.url=here"], ["store.url=here", "can't be parsed"]),
     (["--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]),
     (["--config-name", "nothing"], ["--config-name nothing", "config"]),
     (["--config-dir"], ["--config-dir", "--help"]),
@@ -246,7 +260,7 @@ def test_a_mistake_is_one_message_with_the_fix_and_nothing_is_written(
     before = tree(mistakes)
     assert main(typed) == 2
     out, err = capsys.readouterr()
-    assert err.startswith("hpo_ray: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert err.startswith("hpo_ray: ") and err.count("\n") == 1 and "Traceback" not in err and "hush" not in err
     for part in says:
         assert part in err
     assert out == ""
@@ -297,7 +311,8 @@ def test_run_prints_the_incumbent_where_it_lies_and_what_next(folder: Path, caps
 def test_names_count_up(folder: Path) -> None:
     for _ in range(2):
         assert main(["task=parabola", "method=random", "budget.trials=1", "executor=inprocess", "view=none"]) == 0
-    assert {p.name for p in (folder / "outputs").iterdir()} == {"parabola-random-1", "parabola-random-2"}
+    names = {"parabola-random-1", "parabola-random-2", "hpo_ray.journal"}
+    assert {p.name for p in (folder / "outputs").iterdir()} == names
 
 
 def test_plan_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,8 +31,13 @@ from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyResult, StudyState, fold
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
+from hpo_ray.store.projection import Projection
+from hpo_ray.store.storage import Store
 from hpo_ray.study import Draft, Study, versions
 from hpo_ray.view import View
+
+_STORE_S, _INTERRUPTED_S = 10.0, 0.5
+"""How long the end of a study waits for its store, which gets what lacks later."""
 
 
 def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
@@ -67,7 +72,9 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
                     repair(log.path)
                     save_config(home, study.draft.config)  # its budget may have grown
                 events = read(log.path) if log.path.stat().st_size else []
-                return _run(_Run(study, trainable, home, resources, concurrency), log, events, view, signals)
+                with Projection(home, study.draft.space, Store.of(study.draft.config)) as projection:
+                    this = _Run(study, trainable, home, resources, concurrency)
+                    return _run(this, log, events, projection, view, signals)
         finally:
             study.executor.stop()
 
@@ -108,7 +115,9 @@ def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None,
         raise ConfigError(f"{study.draft.task.trainable} asks for its own resources: {error}", error.key) from None
 
 
-def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _Signals) -> StudyResult:
+def _run(
+    this: _Run, log: EventLog, events: list[Event], projection: Projection, view: View, signals: _Signals
+) -> StudyResult:
     """Runs a study, or the rest of one: `events` are what its log holds."""
     study, folder = this.study, this.folder
     state = StudyState()
@@ -146,11 +155,12 @@ def _run(this: _Run, log: EventLog, events: list[Event], view: View, signals: _S
             controller.close()
     model = _model(study, state) if ended == "finished" else None
     recorder.append(StudyEnded(ended, reason, clock(), study.executor.summary(), model))
+    note = projection.close(_INTERRUPTED_S if ended == "interrupted" else _STORE_S)
     if repeated is not None and repeated.behind:  # what the log says is more than what has come again
         if failures:
             raise failures[0]
-        return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]))
-    result = StudyResult(folder, state)
+        return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]), store_note=note)
+    result = StudyResult(folder, state, store_note=note)
     saved = False
     with _noting_full(folder, failures):
         saved = state.best is not None and save_best(folder, state.best)

@@ -1,0 +1,1 @@
+"""Studies in an Optuna storage: a projection of their logs, for optuna-dashboard and whatever else reads one."""
