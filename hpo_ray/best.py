@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import OmegaConf
 
 from hpo_ray.errors import StudyError
-from hpo_ray.results import BEST_FOLDER
+from hpo_ray.results import BEST_FOLDER, write_whole
 from hpo_ray.store.urls import password_free
 from hpo_ray.study import load_trainable
 from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
@@ -69,8 +69,8 @@ def _link(source: str, target: str) -> None:
 
 
 def save_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes the resolved configuration of a study to its folder, without the password of its store."""
-    OmegaConf.save(OmegaConf.create(password_free(config)), folder / CONFIG_FILE)
+    """Writes the resolved configuration of a study to its folder, whole, without the password of its store."""
+    write_whole(folder / CONFIG_FILE, [OmegaConf.to_yaml(OmegaConf.create(password_free(config)))])
 
 
 def load_config(folder: Path) -> dict[str, Any]:
