@@ -444,6 +444,8 @@ def write_whole(path: Path, parts: Iterable[str]) -> None:
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -184,6 +184,14 @@ def draft(config: DictConfig) -> Draft:
     if plain["resources"]["cpu"] == plain["resources"]["gpu"] == 0:
         raise ConfigError("resources.cpu=0: a trial without cores needs a GPU; use 1", key="resources.cpu")
     _check_count("failure.max_retries", plain["failure"]["max_retries"], least=0)
+    if plain["store"]["checkpoint_every"] is not None:
+        _check_count("store.checkpoint_every", plain["store"]["checkpoint_every"])
+    seconds = plain["store"]["checkpoint_every_s"]
+    if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
+        raise ConfigError(
+            f"store.checkpoint_every_s={seconds:g}: must be a number of seconds >= 0, or null",
+            key="store.checkpoint_every_s",
+        )
     _check_one_of("store.keep_checkpoints", plain["store"]["keep_checkpoints"], ("best", "completed", "all"))
     fraction = plain["failure"]["max_failed_fraction"]
     if not 0.0 <= fraction <= 1.0:  # not a number, too

@@ -176,6 +176,8 @@ BAD_INPUT = [
     (["method=pbt_replay", "scheduler.path=nowhere"], ["scheduler.path=nowhere", "No such file"]),
     (["budget.concurrency=0"], ["budget.concurrency=0", ">= 1"]),
     (["failure.max_retries=-1"], ["failure.max_retries=-1", ">= 0"]),
+    (["store.checkpoint_every=0"], ["store.checkpoint_every=0", ">= 1"]),
+    (["store.checkpoint_every_s=-1"], ["store.checkpoint_every_s=-1", ">= 0", "null"]),
     (["store.keep_checkpoints=bst"], ["store.keep_checkpoints=bst", "nearest: best", "completed", "all"]),
     (["failure.max_failed_fraction=1.5"], ["failure.max_failed_fraction=1.5", "from 0 to 1"]),
     (["failure.max_failed_fraction=-0.1"], ["failure.max_failed_fraction=-0.1", "from 0 to 1"]),

@@ -240,7 +240,9 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
                 raise
         # A retried trial writes a checkpoint of the same name again.
         shutil.rmtree(place, ignore_errors=True)
+        _sync(aside)  # before it is renamed and then logged, so that what is on record survives a loss of power
         aside.rename(place)
+        _sync_one(str(place.parent))
         return Checkpoint(path=str(place), filesystem=self.storage_filesystem)
 
 
@@ -343,6 +345,22 @@ class MemoryStorage(StudyStorage):
             return
         with checkpoint.as_directory() as folder:
             trainable.load_checkpoint(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Sees to it that a folder is on the disk, with all that is in it."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _sync_one(os.path.join(place, name))
+        _sync_one(place)
+
+
+def _sync_one(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _read_files(folder: str) -> dict[str, bytes]:

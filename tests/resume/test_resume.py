@@ -111,3 +111,30 @@ def test_death_at_every_event(folder: Path, monkeypatch: pytest.MonkeyPatch, met
         assert deaths == 1
         check_resumes(undisturbed, result)
         shutil.rmtree(folder / str(events))
+
+
+@pytest.mark.parametrize("every", ["store.checkpoint_every=2", "store.checkpoint_every_s=0"])
+def test_no_more_is_trained_again_than_between_two_checkpoints(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, every: str
+) -> None:
+    overrides = [
+        "method=random",
+        "task=custom",
+        "task.trainable=mine.DictCheckpoint",
+        "space={lr: {low: 0.1, high: 1.0}}",
+        "task.max_resource=9",
+        "budget.trials=3",
+        "executor=inprocess",
+    ]
+    undisturbed = run_study([*overrides, every], folder)
+    events = read(undisturbed.path / FILE_NAME)
+    again = []
+    for number in range(2, len(events) - 1):
+        after = iter([(number, 0.0), (10_000, 0.0)]).__next__
+        result, _ = with_deaths(monkeypatch, [*overrides, every], folder / str(number), after)
+        check_resumes(undisturbed, result)
+        again.append(result.state.trained - undisturbed.state.trained)
+    assert max(again) == (2 if every.endswith("=2") else 1) and min(again) == 0
+    without = run_study([*overrides, "store.checkpoint_every_s=null"], folder)
+    saved = [event for event in read(without.path / FILE_NAME) if isinstance(event, CheckpointSaved)]
+    assert [event.resource for event in saved] == [9, 9, 9], "at the end only"
