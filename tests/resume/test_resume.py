@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from methods import METHODS, small
 
-from hpo_ray.events import FILE_NAME, EventLog, read
+from hpo_ray.events import FILE_NAME, CheckpointSaved, EventLog, TrialAdded, read
 from hpo_ray.results import StudyResult
 from hpo_ray.testing import check_resumes, check_scheduler_is_a_fold, check_searcher_is_a_fold, resume_study, run_study
 
@@ -83,9 +83,8 @@ def test_law_a_study_that_dies_comes_to_what_it_would_have(
         )
         assert deaths > 1 and result.state.resumed in (deaths, deaths - 1)
         check_resumes(undisturbed, result)
-        assert [e.number for e in read(result.path / FILE_NAME) if e.kind == "trial_added"] == list(
-            range(len(result.trials))
-        )
+        added = [event.number for event in read(result.path / FILE_NAME) if isinstance(event, TrialAdded)]
+        assert added == list(range(len(result.trials)))
         check_scheduler_is_a_fold(result)
         check_searcher_is_a_fold(result, cuts=(5,))
 
