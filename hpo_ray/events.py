@@ -309,6 +309,8 @@ class EventLog:
             os.close(self._file)
             raise LogError(f"{path.parent}: this study is running, in another process") from None
         self._size = os.fstat(self._file).st_size
+        if not self._size:  # its name has to be on the disk, too
+            _sync_folder(path.parent)
         self._dirty, self._closed = threading.Event(), threading.Event()
         self._error: OSError | None = None
         self._syncing = threading.Thread(target=self._sync, name="hpo_ray-log", daemon=True)
@@ -359,6 +361,14 @@ class EventLog:
             except OSError as error:  # told by the next append
                 self._error = error
             closed = closed or (self._closed.wait(self.SYNC_EVERY_S) and not self._dirty.is_set())
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def repair(path: Path) -> int:
