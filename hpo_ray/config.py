@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -244,6 +244,8 @@ def load_again(saved: Mapping[str, Any], overrides: Sequence[str] = (), config_d
     Raises:
         ConfigError: as `load`.
     """
+    if not overrides:  # there is nothing to compose
+        return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(saved))))
     chosen = {_key(o): o.partition("=")[2] for o in overrides if _key(o) in groups(config_dir)}
     kept = {name: value for name, value in saved.items() if name not in chosen}
     defaults = ["hpo_ray_schema", *({group: choice} for group, choice in chosen.items()), "_self_"]

@@ -125,9 +125,8 @@ def take_up(
         there = [saved for saved in checkpoints.get(trial_id, []) if _place(folder, saved).is_dir()]
         _clear(folder, record, there)
         saved_there = (bool(there) and there[-1].resource == standing.seen) or not source.can_save
-        last = record.history[-1] if record.history else (0, 0.0)
-        if last[0] > standing.seen:
-            recorder.end_now(trial_id, "failed", f"{study.draft.task.metric} is {last[1]} at {last[0]}")
+        if standing.broken:
+            recorder.end_now(trial_id, "failed", standing.broken)
             continue
         if deaths.get(trial_id, 0) + (trial_id in dying) >= _MOST_DEATHS:
             # In-process what kills its process kills the study, each time that it is taken up.

@@ -25,11 +25,13 @@ class Standing:
         seen: the highest resource that was decided about, of the weights that it has.
         decision: what was decided there.
         loss: the last loss that it reported; None before.
+        broken: which metric it has reported that is not finite, which ends it; empty before.
     """
 
     seen: int = 0
     decision: Decision = CONTINUE
     loss: float | None = None
+    broken: str = ""
 
 
 class SchedulerFold:
@@ -124,7 +126,10 @@ class SchedulerFold:
         if isinstance(event, TrialAdded):
             self.add(event.trial_id, event.config)
         elif isinstance(event, Reported):
-            if all(_finite(event.metrics.get(name)) for name in (self._metric, *self._metrics)):
+            names = (self._metric, *self._metrics)
+            if bad := next((name for name in names if not _finite(event.metrics.get(name))), None):
+                self.standing[event.trial_id].broken = f"{bad} is {event.metrics.get(bad)} at {event.resource}"
+            else:
                 self.report(event.trial_id, event.resource, self._loss(event.metrics))
         elif isinstance(event, Moved):
             moves = self.advance(event.source_finished, event.room)

@@ -60,7 +60,7 @@ def test_any_cut_of_the_last_three_records(finished: Path) -> None:
     start = data[:-1].rfind(b"\n")
     for _ in range(2):
         start = data[:start].rfind(b"\n")
-    for end in range(start + 1, len(data), 7):
+    for end in range(start + 1, len(data), 19):
         (finished / FILE_NAME).write_bytes(data[:end])
         result = resume_study(finished)
         assert outcomes(result) == whole and result.state.ended is not None
