@@ -104,7 +104,7 @@ def test_death_at_events_of_every_kind(folder: Path, monkeypatch: pytest.MonkeyP
         *small(method),
     ]
     undisturbed = run_study(overrides, folder)
-    every = 2 if (method, name) == ("hyperband", "class") else 7
+    every = 4 if (method, name) == ("hyperband", "class") else 11
     for events in range(1, len(read(undisturbed.path / FILE_NAME)), every):
         after = iter([(events, 0.5), (10_000, 0.0)]).__next__
         result, deaths = with_deaths(monkeypatch, overrides, folder / str(events), after)
@@ -129,12 +129,12 @@ def test_no_more_is_trained_again_than_between_two_checkpoints(
     undisturbed = run_study([*overrides, every], folder)
     events = read(undisturbed.path / FILE_NAME)
     again = []
-    for number in range(2, len(events) - 1, 1 if every.endswith("=2") else 3):
+    for number in range(2, len(events) - 1, 3 if every.endswith("=2") else 5):
         after = iter([(number, 0.0), (10_000, 0.0)]).__next__
         result, _ = with_deaths(monkeypatch, [*overrides, every], folder / str(number), after)
         check_resumes(undisturbed, result)
         again.append(result.state.trained - undisturbed.state.trained)
-    assert max(again) == (2 if every.endswith("=2") else 1) and min(again) == 0
+    assert 0 == min(again) < max(again) <= (2 if every.endswith("=2") else 1)
     without = run_study([*overrides, "store.checkpoint_every_s=null"], folder)
     saved = [event for event in read(without.path / FILE_NAME) if isinstance(event, CheckpointSaved)]
     assert [event.resource for event in saved] == [9, 9, 9], "at the end only"
