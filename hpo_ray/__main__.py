@@ -132,6 +132,9 @@ def _resume(typed: list[str]) -> int:
     study = reopen(path, options.overrides, options.config_dir)
     quiet = study.draft.config["view"] == "none"
     if study.done:
+        from hpo_ray.executors.loop import complete
+
+        complete(study.folder)
         if not quiet:
             print(f"{study.folder.name} has finished: {study.done}. To go on give it more, for example budget.trials=")
         return 0
@@ -563,6 +566,7 @@ def _is_study(folder: Path) -> bool:
 def _study_line(folder: Path) -> str:
     """A study in one line, from its result.json; a comparison, from its own file."""
     from hpo_ray.compare import FILE
+    from hpo_ray.events import FILE_NAME, StudyEnded, is_running, last_event
     from hpo_ray.results import RESULT_FILE
 
     try:
@@ -571,6 +575,10 @@ def _study_line(folder: Path) -> str:
             state = "finished" if compared["finished"] else "not finished"
             failed = f", {compared['failed']} studies failed" if compared.get("failed") else ""
             return f"{state}: {', '.join(compared['command']['methods'])} compared{failed}"
+        if is_running(folder / FILE_NAME):
+            return "running"
+        if not isinstance(last_event(folder / FILE_NAME), StudyEnded):
+            return f"cut off: {resume_command(folder)}"
         result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         best, totals = result["best"], result["totals"]
         value = f"{result['metric']['name']} {best['value']:.6g}, " if best else ""

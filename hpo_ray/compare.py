@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -19,7 +20,8 @@ from omegaconf import DictConfig
 
 from hpo_ray.config import load
 from hpo_ray.errors import ConfigError, StudyError
-from hpo_ray.events import LogError
+from hpo_ray.events import FILE_NAME as LOG
+from hpo_ray.events import LogError, is_running
 from hpo_ray.report.comparison import Row, Scale, Trace, draw, markdown, rows_of, table, target_of, trace
 from hpo_ray.results import RESULT_FILE, StudyResult, write_whole
 from hpo_ray.schedulers.brackets import DEFAULT_TRIALS
@@ -217,12 +219,16 @@ def _run_one(entry: Entry, folder: Path, seed: int) -> StudyResult:
     from hpo_ray.view import View
 
     place = folder / entry.folder(seed)
+    if is_running(place / LOG):
+        raise StudyError(f"{place}: this study is running, in another process")
     if place.exists() and not entry.draft.virtual_workers:
         try:
             reopened = reopen(str(place))
+        except (ConfigError, LogError):  # it had hardly begun, or is damaged: nothing is deleted that holds results
+            number = next(n for n in itertools.count(1) if not place.with_name(f"{place.name}.damaged-{n}").exists())
+            place.rename(place.with_name(f"{place.name}.damaged-{number}"))
+        else:
             return run(build(reopened.draft), View(), reopened.folder)
-        except (ConfigError, LogError):  # it had hardly begun, or is damaged
-            pass
     shutil.rmtree(place, ignore_errors=True)
     return run(build(entry.study(folder, seed)), View())
 

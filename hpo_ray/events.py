@@ -13,6 +13,7 @@ import json
 import math
 import os
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -68,7 +69,11 @@ class TrialAdded:
 
 @dataclass(frozen=True)
 class Reported:
-    """A trial reported. `trained`: units of resource that this report cost; `seconds`: wall clock of the step."""
+    """A trial reported.
+
+    `trained`: units of resource that this report cost; `seconds`: wall clock of the step; `again`: whether it had
+    reported as much before, and was tried again or taken up from an earlier checkpoint.
+    """
 
     kind: ClassVar[str] = "reported"
     trial_id: str
@@ -77,6 +82,7 @@ class Reported:
     metrics: Mapping[str, Any]
     seconds: float
     time: float
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,14 +308,20 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._file)
-            raise LogError(f"{path.parent}: this study is running, in another process") from None
-        self._size = os.fstat(self._file).st_size
-        if not self._size:  # its name has to be on the disk, too
+            self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise LogError(f"{path}: can't be written: {error.strerror}") from None
+        for attempt in range(1, 6):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if attempt == 5:
+                    os.close(self._file)
+                    raise LogError(f"{path.parent}: this study is running, in another process") from None
+                time.sleep(0.02)  # somebody may just have looked whether it is, see `is_running`
+        if not os.fstat(self._file).st_size:  # its name has to be on the disk, too
             _sync_folder(path.parent)
         self._dirty, self._closed = threading.Event(), threading.Event()
         self._error: OSError | None = None
@@ -339,14 +351,13 @@ class EventLog:
             os.close(file)
 
     def _write(self, file: int, data: bytes) -> None:
-        rest = data
+        rest, size = data, os.fstat(file).st_size
         try:
             while rest:
                 rest = rest[os.write(file, rest) :]
         except OSError:  # no space left: not half a line, on which the next one would follow
-            os.ftruncate(file, self._size)
+            os.ftruncate(file, size)
             raise
-        self._size += len(data)
 
     def _sync(self) -> None:
         """Syncs whenever something was written, and once more at the end."""
@@ -369,6 +380,35 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def is_running(path: Path) -> bool:
+    """Whether a process is writing to a log."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def last_event(path: Path) -> Event | None:
+    """The last event of a log that can be read; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**20))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            return from_line(line.decode("utf-8"))
+    return None
 
 
 def repair(path: Path) -> int:

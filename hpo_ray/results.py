@@ -77,6 +77,8 @@ class StudyState:
         """How often it was taken up."""
         self.trials = Trials()
         self.trained = 0
+        self.again = 0
+        """How much of it was trained before, and is not of the budget's."""
         self.seconds = 0.0
         self.states: Counter[str] = Counter()
         self.reached: Counter[tuple[int | None, int]] = Counter()
@@ -158,12 +160,14 @@ class StudyState:
         value = event.metrics.get(self.started.metric)
         value = float(value) if isinstance(value, int | float) else math.nan
         self.trained += event.trained
+        self.again += event.trained if event.again else 0
         self.seconds += event.seconds
         trial.trained += event.trained
         trial.seconds += event.seconds
         self.heard += not trial.history
         trial.history.append((event.resource, value))
         trial.position, trial.copied = event.resource, False
+        trial.furthest = max(trial.furthest, event.resource)
         if not math.isfinite(value):
             return
         keeps = None
@@ -209,7 +213,7 @@ class StudyState:
         self.reached[bracket, trial.resource] -= 1
         self.reached[bracket, resource] += 1
         trial.value = float(value) if isinstance(value, int | float) and math.isfinite(value) else source.value
-        trial.resource = trial.position = resource
+        trial.resource = trial.position = trial.furthest = resource
         trial.metrics, trial.copied = event.metrics, True
         self.best = self._find_best()
         self._note_incumbent(event.time)

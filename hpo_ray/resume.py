@@ -6,6 +6,7 @@ without Ray or torch; `executors.resuming` brings trials, scheduler and searcher
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from hpo_ray.config import groups, load_again
 from hpo_ray.errors import ConfigError
 from hpo_ray.events import FILE_NAME, Event, LogError, StudyResumed, StudyStarted, parse, whole
 from hpo_ray.results import StudyState, fold
-from hpo_ray.study import Draft, draft, versions
+from hpo_ray.study import NAME, Draft, draft, versions
 
 MAY_CHANGE = ("budget", "executor", "resources", "failure", "tracker", "store", "view")
 """Sections of the configuration that don't decide which trials there are and what they find."""
@@ -68,6 +69,13 @@ def reopen(path: str, overrides: Sequence[str] = (), config_dir: str | None = No
             f"its times can't go on otherwise; leave executor= out, or start a new study",
             key="executor",
         )
+    if again.virtual_workers and again.plan.trials != before.plan.trials:
+        raise ConfigError(
+            f"budget: a simulated study is simulated again from its start, and with another number of trials "
+            f"({again.plan.trials}, it has had {before.plan.trials}) it would not come to the same; start a new one, "
+            f"whose virtual time costs nothing",
+            key="budget.trials",
+        )
     _check_grown(again, before, state)
     done = _over(again, state)
     if done and again.config["budget"] != before.config["budget"]:
@@ -93,7 +101,8 @@ def _saved_config(folder: Path) -> dict[str, Any]:
     """The configuration that the study has, with the name and root that its folder has now."""
     try:
         saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        study = {**saved["study"], "name": folder.name, "root": str(folder.parent)}
+        name = folder.name if re.fullmatch(NAME, folder.name) else None  # it may have been renamed to anything
+        study = {**saved["study"], "name": name, "root": str(folder.parent)}
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{folder / CONFIG_FILE}: can't be read: {str(error).splitlines()[0]}; without it the study can't go on"
@@ -114,7 +123,7 @@ def _events(folder: Path) -> list[Event]:
             f"go on; start a new one"
         )
     try:
-        data = path.read_bytes()
+        data = path.read_bytes()  # that it is there was seen above
         events = list(parse(path, data[: whole(data)]))
     except LogError as error:
         raise LogError(
@@ -173,6 +182,10 @@ def _check_grown(again: Draft, before: Draft, state: StudyState) -> None:
                 f"budget.{key}={new}: that is {ours} trials, and the study has had {theirs}; a budget can only grow",
                 key=f"budget.{key}",
             )
+    for key in ("time_s", "resource"):
+        new, old = again.config["budget"][key], before.config["budget"][key]
+        if new is not None and old is not None and new < old:
+            raise ConfigError(f"budget.{key}={new:g}: it is {old:g}; a budget can only grow", key=f"budget.{key}")
     if again.plan.trials is not None and again.plan.trials < len(state.trials):
         raise ConfigError(
             f"budget: {again.plan.trials} trials, and the study has {len(state.trials)} already; give more",
@@ -187,7 +200,7 @@ def _over(again: Draft, state: StudyState) -> str:
         return ""
     if budget.time_s is not None and ended.time >= budget.time_s:
         return f"budget.time_s={budget.time_s:g} is used up"
-    if budget.resource is not None and state.trained >= budget.resource:
+    if budget.resource is not None and state.trained - state.again >= budget.resource:
         return f"budget.resource={budget.resource} is used up"
     if budget.target is not None and ended.reason == f"budget.target={budget.target:g} reached":
         return f"budget.target={budget.target:g} is reached"

@@ -594,11 +594,13 @@ def _core(section: Any, task: Task, space: Space) -> Any:
     return cls(**arguments, **({"space": space} if "space" in parameters else {}))
 
 
+NAME = r"\w[\w.+=-]*"
+"""What a study may be called."""
 _NOT_OF_THE_CORE = ("_target_", "metric", "mode", "time_attr", "on_missing_checkpoint")
 
 
 def _name(name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"\w[\w.+=-]*", name):
+    if name is not None and not re.fullmatch(NAME, name):
         raise ConfigError(
             f"study.name={name!r}: must be a plain folder name of letters, digits and _ - . + =; "
             f"where it lies is study.root",

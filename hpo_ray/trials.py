@@ -34,6 +34,7 @@ class TrialRecord:
         checkpoint: path of its last checkpoint, relative to the study's folder; None if it stays in memory.
         checkpoint_resource: the resource at which that was saved.
         position: the resource that it has trained to, or went on from with another trial's weights.
+        furthest: the highest resource of the weights that it has.
         copied: whether its value is that of another trial, whose weights it has and hasn't trained yet.
         schedule: (resource, configuration from there on) of its weights, from 0; None if they had only one.
         lineage: (resource, number of the trial whose weights it copied there); None if it copied none.
@@ -56,6 +57,7 @@ class TrialRecord:
     checkpoint: str | None = None
     checkpoint_resource: int = 0
     position: int = 0
+    furthest: int = 0
     copied: bool = False
     schedule: list[tuple[int, Mapping[str, Any]]] | None = None
     lineage: list[tuple[int, int]] | None = None

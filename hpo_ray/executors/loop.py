@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ray.tune import PlacementGroupFactory, register_trainable
@@ -21,14 +17,15 @@ from hpo_ray.best import save_best, save_config, test_best
 from hpo_ray.commands import resume_command
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
-from hpo_ray.executors.base import Executor, Resources
+from hpo_ray.executors.base import Resources
 from hpo_ray.executors.binding import bind, can_save, own_request
 from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Controller, check_ray
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.resuming import RepeatedLog, check_resumable, cut_off, feed, goes_on_at, take_up
+from hpo_ray.executors.signals import Interrupted, Signals, signals_of
 from hpo_ray.executors.source import TrialSource
-from hpo_ray.results import StudyResult, StudyState, fold
+from hpo_ray.results import BEST_FOLDER, RESULT_FILE, StudyResult, StudyState, fold, load_study
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.store.projection import Projection
@@ -59,7 +56,7 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
         check_resumable(study)
     timeout_s = study.executor.call_timeout(study.draft.budget.trial_timeout_s)
     trainable = bind(study.trainable, study.context, timeout_s)
-    with _signals(study.executor, view) as signals:
+    with signals_of(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
         signals.listen()
         try:
@@ -116,7 +113,7 @@ def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None,
 
 
 def _run(
-    this: _Run, log: EventLog, events: list[Event], projection: Projection, view: View, signals: _Signals
+    this: _Run, log: EventLog, events: list[Event], projection: Projection, view: View, signals: Signals
 ) -> StudyResult:
     """Runs a study, or the rest of one: `events` are what its log holds."""
     study, folder = this.study, this.folder
@@ -131,6 +128,9 @@ def _run(
     elif events:
         feed(study, state, events)
     recorder = Recorder(study, repeated.append if repeated else log.append, state, folder, clock)
+    if repeated is None:
+        (folder / RESULT_FILE).unlink(missing_ok=True)  # of before, if the study had ended
+    signals.last_act = lambda: _end_at_once(log, repeated, state, clock())
     dying = cut_off(state) if study.executor.name == "inprocess" else []  # elsewhere a trial takes its worker only
     recorder.append(replace(resumed, time=clock(), cut_off=dying) if events and not repeated else started)
     if recorder.error is not None:
@@ -160,21 +160,61 @@ def _run(
         if failures:
             raise failures[0]
         return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]), store_note=note)
+    result = _leave(folder, state, failures, ended == "finished", note)
+    if failures:
+        raise failures[0]
+    return result
+
+
+def _end_at_once(log: EventLog, repeated: RepeatedLog | None, state: StudyState, now: float) -> None:
+    """Records that a signal ends the process, so that nobody takes it for a death."""
+    if repeated is None and state.ended is None:
+        log.append(StudyEnded("interrupted", "a signal ended it at once", now))
+
+
+def complete(folder: Path) -> StudyResult:
+    """Writes what a study that has finished should have left, and has not: its process died at the very end.
+
+    Raises:
+        StudyError: there is no room for it.
+    """
+    with closing(EventLog(folder / FILE_NAME)) as log:
+        repair(log.path)
+        state = fold(read(log.path))
+        known = load_study(folder)
+        whole = (folder / RESULT_FILE).exists() and (state.best is None or (folder / BEST_FOLDER).is_dir())
+        if whole and (known.test_metrics is not None or known.test_error is not None or state.best is None):
+            return known
+        failures: list[Exception] = []
+        result = _leave(folder, state, failures, finished=True, note=None, keep_best=True)
+    if failures:
+        raise failures[0]
+    return result
+
+
+def _leave(
+    folder: Path,
+    state: StudyState,
+    failures: list[Exception],
+    finished: bool,
+    note: str | None,
+    keep_best: bool = False,
+) -> StudyResult:
+    """Writes the results, and tests the best trial of a study that has finished; adds what goes wrong to `failures`."""
     result = StudyResult(folder, state, store_note=note)
     saved = False
     with _noting_full(folder, failures):
-        saved = state.best is not None and save_best(folder, state.best)
+        there = keep_best and (folder / BEST_FOLDER).is_dir()  # its checkpoint may have gone since
+        saved = there or (state.best is not None and save_best(folder, state.best))
     with _noting_full(folder, failures):
         result.write()  # before the test, which may take long or fail
-    if saved and not failures and ended == "finished":
+    if saved and not failures and finished:
         try:
             result = replace(result, test_metrics=test_best(folder))
         except Exception as error:  # of the user's code; the study itself is done
             result = replace(result, test_error=f"{type(error).__name__}: {error}")
         with _noting_full(folder, failures):
             result.write()
-    if failures:
-        raise failures[0]
     return result
 
 
@@ -189,12 +229,12 @@ def _noting_full(folder: Path, failures: list[Exception]) -> Iterator[None]:
         failures.append(DiskFull(folder))
 
 
-def _loop(controller: Controller, recorder: Recorder, study: Study, view: View, signals: _Signals) -> tuple[str, str]:
+def _loop(controller: Controller, recorder: Recorder, study: Study, view: View, signals: Signals) -> tuple[str, str]:
     """Steps until the study is over; how it ended, and why."""
     budget, in_memory = study.draft.budget, study.executor.in_memory
     while not controller.is_finished():
         try:
-            with suppress(_Interrupted):
+            with suppress(Interrupted):
                 controller.step()
         except Exception:
             if recorder.error is None:  # of what came first, the rest is a consequence
@@ -211,7 +251,7 @@ def _loop(controller: Controller, recorder: Recorder, study: Study, view: View, 
             return "finished", f"budget.target={budget.target:g} reached"
         if budget.time_s is not None and elapsed_s >= budget.time_s:
             return "finished", f"budget.time_s={budget.time_s:g} used up"
-        if budget.resource is not None and recorder.state.trained >= budget.resource:
+        if budget.resource is not None and recorder.state.trained - recorder.state.again >= budget.resource:
             return "finished", f"budget.resource={budget.resource} used up"
     return "finished", "all trials are done"
 
@@ -321,89 +361,3 @@ def _no_value(state: StudyState, draft: Draft) -> str:
         return f"no trial reported {draft.task.metric}"
     first = failed[0]
     return f"all {len(failed)} trials failed; the first, trial {first.number}, with:\n{first.error}"
-
-
-class _Interrupted(BaseException):
-    """A signal came in the middle of a step that runs in this process, and the step didn't end in time."""
-
-
-class _Signals:
-    """Which signal came, if any, and what time is left.
-
-    From the first SIGINT or SIGTERM on, a step that runs in this process has `STEP_S` to end, what runs has until
-    `SAVE_S` to be saved, and at `EXIT_S` the process ends whatever it is doing: the log is whole at any moment.
-
-    Args:
-        executor: whose steps may be interrupted.
-        view: what is cleared before the process ends.
-    """
-
-    STEP_S, SAVE_S, EXIT_S = 1.0, 1.8, 2.7
-
-    def __init__(self, executor: Executor, view: View) -> None:
-        self.received: int | None = None
-        self.since_s = 0.0
-        self.last_words = ""
-        """What is printed if the process has to end at once."""
-        self._executor, self._view = executor, view
-        self._hurry = False
-        self._timers: list[threading.Timer] = []
-
-    def listen(self) -> dict[int, Any]:
-        """Takes the signals over; what handled them before. Again after Ray has started, which takes SIGTERM itself."""
-        if threading.current_thread() is not threading.main_thread():
-            return {}
-        return {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal: the first asks for an end, the second is one."""
-        if self.received is None:
-            self.received, self.since_s = number, time.monotonic()
-            self._timers = [
-                threading.Timer(self.STEP_S, self._interrupt),
-                threading.Timer(self.EXIT_S, self._exit),
-            ]
-            for timer in self._timers:
-                timer.daemon = True
-                timer.start()
-        elif not self._hurry:
-            self._exit()
-        else:
-            self._hurry = False
-            if self._executor.in_step:
-                raise _Interrupted
-
-    def cancel(self) -> None:
-        """The study has ended in time."""
-        for timer in self._timers:
-            timer.cancel()
-
-    def _interrupt(self) -> None:
-        """Sends the signal again, by which the main thread leaves the step that it is in."""
-        if self._executor.in_step:
-            assert self.received is not None
-            self._hurry = True
-            signal.pthread_kill(threading.main_thread().ident or 0, self.received)
-
-    def _exit(self) -> None:
-        assert self.received is not None
-        self._view.stop()
-        if self.last_words:
-            print(self.last_words, file=sys.__stdout__, flush=True)  # `sys.stdout` may be a trial's own
-        os._exit(128 + self.received)
-
-
-@contextmanager
-def _signals(executor: Executor, view: View) -> Iterator[_Signals]:
-    """Handles SIGINT and SIGTERM as long as the study runs; in the main thread only, as Python does."""
-    signals = _Signals(executor, view)
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = signals.listen()
-    try:
-        yield signals
-    finally:
-        signals.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)

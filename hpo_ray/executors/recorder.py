@@ -102,6 +102,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """(resource, seconds trained) of the last checkpoint of living trials."""
         self._goes_on_from: dict[str, int] = {}
         """The resource of the checkpoint that a trial starts from which was tried again, or taken up."""
+        self._again_until: dict[str, int] = {}
+        """How far such a trial had come."""
         self._endings: dict[str, tuple[str, str]] = {}
         """(state, reason) of trials that are about to end because of their last report."""
 
@@ -118,9 +120,11 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             self.error = self.error or error
             return
         except OSError as error:
-            if not is_full(error):
-                raise
-            self.error = DiskFull(self._folder)
+            self.error = self.error or (
+                DiskFull(self._folder)
+                if is_full(error)
+                else StudyError(f"{self._folder}: the log can't be written: {error.strerror or error}")
+            )
             return
         self.state.apply(event)
         self._keeper.observe(event)
@@ -145,6 +149,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         elif trial.status != Trial.PAUSED:
             resource = int((last_metrics(trial) or {}).get(self.time_attr, 0))
             self._goes_on_from[trial.trial_id] = resource
+            self._again_until[trial.trial_id] = self.state.trials.live(trial.trial_id).furthest
             self.saved(trial.trial_id, resource)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -259,6 +264,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 metrics,
                 float(result.get("time_this_iter_s", 0.0)),
                 self.clock(),
+                resource <= self._again_until.get(trial.trial_id, 0),
             )
         )
         wrong = next((name for name in (self._metric_name, *self._several) if not math.isfinite(metrics[name])), None)
@@ -345,6 +351,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
             error += f"{OUTPUT}{output.relative_to(self._folder)}"
         self._saved_at.pop(trial.trial_id, None)
+        self._again_until.pop(trial.trial_id, None)
         self.append(TrialEnded(trial.trial_id, state, reason, error, self.clock()))
 
     def _check_failed(self) -> None:

@@ -29,6 +29,7 @@ from hpo_ray.events import (
     StudyEnded,
     StudyResumed,
     StudyStarted,
+    TrialRetried,
     to_line,
 )
 from hpo_ray.executors.internals import Controller, restore_trial
@@ -125,6 +126,14 @@ def take_up(
         there = [saved for saved in checkpoints.get(trial_id, []) if _place(folder, saved).is_dir()]
         _clear(folder, record, there)
         saved_there = (bool(there) and there[-1].resource == standing.seen) or not source.can_save
+        if not there and checkpoints.get(trial_id):
+            gone = f"its checkpoint at {checkpoints[trial_id][-1].resource} is gone"
+            if record.lineage or len(record.schedule or ()) > 1:  # weights that it can't train again by itself
+                recorder.end_now(trial_id, "failed", f"{gone}, whose weights came from other configurations")
+                continue
+            recorder.append(
+                TrialRetried(trial_id, f"{gone}; starts from the beginning", recorder.clock(), counted=False)
+            )
         if standing.broken:
             recorder.end_now(trial_id, "failed", standing.broken)
             continue
@@ -152,10 +161,12 @@ def take_up(
 
 
 def cut_off(state: StudyState) -> list[str]:
-    """The trials that were in training when the study's process died; none if it ended in order."""
-    if state.ended is not None:
-        return []
-    return [record.trial_id for record in state.trials.unfinished() if record.state == "running"]
+    """The trial that was in training when the study's process died; none if it ended in order.
+
+    None either if there were several: it can't be told which of them was at fault.
+    """
+    running = [record.trial_id for record in state.trials.unfinished() if record.state == "running"]
+    return running if state.ended is None and len(running) == 1 else []
 
 
 def _deaths(events: Iterable[Event]) -> dict[str, int]:

@@ -29,11 +29,19 @@ def without_password(text: str) -> str:
 
 
 def password_free(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A study's configuration as it may lie on a disk."""
+    """A study's configuration as it may lie on a disk: without a password, and with the paths that it names whole.
+
+    A study may be taken up from another folder.
+    """
+    for section in ("searcher", "scheduler"):
+        part = config.get(section)
+        if isinstance(part, Mapping) and isinstance(part.get("path"), str):
+            config = {**config, section: {**part, "path": str(Path(part["path"]).resolve())}}
     store = config.get("store")
     if not isinstance(store, Mapping) or not isinstance(store.get("url"), str):
         return dict(config)
-    return {**config, "store": {**store, "url": without_password(store["url"])}}
+    url = re.sub(r"^(sqlite[\w+]*:///)(?![/:])(.+)$", lambda m: f"{m[1]}{Path(m[2]).resolve()}", store["url"])
+    return {**config, "store": {**store, "url": without_password(url)}}
 
 
 def check_url(url: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from hpo_ray.__main__ import main
 from hpo_ray.errors import ConfigError, HpoRayError
-from hpo_ray.events import FILE_NAME, EventLog, LogError, StudyResumed, TrialAdded, read, to_line
+from hpo_ray.events import FILE_NAME, EventLog, LogError, StudyResumed, TrialAdded, TrialRetried, read, to_line
 from hpo_ray.results import load_study
 from hpo_ray.testing import check_resumes, check_time_never_goes_back, outcomes, resume_study, run_study
 
@@ -193,6 +193,95 @@ def test_more_rounds_and_more_time(folder: Path) -> None:
     check_resumes(run_study([*SMALL, "budget.rounds=2"], folder), resume_study(first.path, ["budget.rounds=2"]))
     part = run_study([*SMALL, "budget.resource=9", "study.name=part"], folder)
     check_resumes(load_study(first.path), resume_study(part.path, ["budget.resource=null", "budget.rounds=2"]))
+
+
+def test_what_a_finished_study_has_not_left_is_made_up_for(finished: Path) -> None:
+    """Its process died after its last event, or in the middle of the last test."""
+    before = json.loads((finished / "result.json").read_text())
+    for lost in (["result.json", "trials.jsonl", "best"], ["best"], ["result.json"]):
+        for name in lost:
+            path = finished / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with (finished / FILE_NAME).open("ab") as log:
+            log.write(b"garbage, as a machine that lost its power may leave it\n")
+        assert main(["resume", str(finished)]) == 0
+        assert json.loads((finished / "result.json").read_text()) == before
+        assert (finished / "best/checkpoint").is_dir() and read(finished / FILE_NAME)
+
+
+def test_a_simulated_study_does_not_grow(folder: Path) -> None:
+    study = run_study(
+        ["method=random", "task=parabola", "executor=simulated", "budget.trials=5", "study.name=s"], folder
+    )
+    before = (study.path / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="simulated again from its start"):
+        resume_study(study.path, ["budget.trials=9"])
+    assert (study.path / "config.yaml").read_bytes() == before and resume_study(study.path).state.ended is not None
+
+
+def test_what_is_trained_again_is_not_of_the_budget(folder: Path) -> None:
+    overrides = ["method=random", "task=parabola", "task.max_resource=6", "budget.resource=40", "executor=inprocess"]
+    whole = run_study([*overrides, "study.name=s"], folder)
+    lines = (whole.path / FILE_NAME).read_bytes().splitlines(keepends=True)
+    for kept in range(5, len(lines) - 2, 9):
+        (whole.path / FILE_NAME).write_bytes(b"".join(lines[:kept]))
+        check_resumes(whole, resume_study(whole.path))
+
+
+def test_paths_in_a_configuration_are_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = run_study([*SMALL, "study.name=s", "store.url=sqlite:///team.db"], folder)
+    assert f"sqlite:///{folder}/team.db" in (study.path / "config.yaml").read_text()
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    resume_study(study.path, ["budget.rounds=2"])
+    assert not (folder / "elsewhere/team.db").exists() and (folder / "team.db").exists()
+
+
+def test_a_population_whose_copy_is_gone(folder: Path) -> None:
+    """Nobody can train the weights again that a trial had copied: it has failed, and says why."""
+    overrides = ["method=pbt", "scheduler.population=4", "scheduler.interval=1", "executor=inprocess", "study.name=s"]
+    own = ["task=custom", "task.trainable=mine.Learns", "space={lr: {low: 0.1, high: 1.0}}", "task.max_resource=9"]
+    study = run_study([*overrides, *own], folder)
+    events = read(study.path / FILE_NAME)
+    exploit = next(i for i, event in enumerate(events) if getattr(event, "action", "") == "exploit")
+    cut(study.path, exploit + 1)
+    for path in study.path.glob("trials/*/checkpoint_*"):
+        shutil.rmtree(path)
+    result = resume_study(study.path)
+    copied = result.trials[int(events[exploit].trial_id)]  # type: ignore[union-attr]
+    assert copied.state == "failed" and "is gone, whose weights came from other" in str(copied.error)
+    retried = [event for event in read(study.path / FILE_NAME) if isinstance(event, TrialRetried)]
+    assert retried and all("starts from the beginning" in event.error and not event.counted for event in retried)
+
+
+def test_list_tells_what_runs_and_what_was_cut_off(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def line() -> str:
+        assert main(["list"]) == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    assert "finished: loss" in line()
+    log = EventLog(finished / FILE_NAME)
+    assert line().split() == ["s", "running"]
+    log.close()
+    data = (finished / FILE_NAME).read_bytes().splitlines(keepends=True)
+    (finished / FILE_NAME).write_bytes(b"".join(data[:-3]))  # with the results of before
+    assert "cut off: " in line() and "resume" in line()
+
+
+def test_a_log_that_cant_be_written(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("hpo_ray.events.os.open", refuse)
+    with pytest.raises(LogError, match="can't be written: Permission denied"):
+        EventLog(finished / FILE_NAME)
+
+
+def test_a_folder_may_have_any_name(finished: Path) -> None:
+    whole = outcomes(load_study(finished))
+    moved = finished.with_name("my study (copy)")
+    cut(finished, 30).rename(moved)
+    assert outcomes(resume_study(moved)) == whole
 
 
 def test_a_study_that_runs_is_left_alone(finished: Path) -> None:
