@@ -138,3 +138,29 @@ def test_no_more_is_trained_again_than_between_two_checkpoints(
     without = run_study([*overrides, "store.checkpoint_every_s=null"], folder)
     saved = [event for event in read(without.path / FILE_NAME) if isinstance(event, CheckpointSaved)]
     assert [event.resource for event in saved] == [9, 9, 9], "at the end only"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("method", ["hyperband", "asha", "pbt"])
+def test_on_ray_with_several_workers(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Workers report in an order of their own; what each rung decided is what a fresh scheduler makes of the log."""
+    overrides = [
+        f"method={method}",
+        "task=custom",
+        "task.trainable=mine.Learns",
+        "space={lr: {low: 0.1, high: 1.0}}",
+        "task.max_resource=4",
+        "executor=ray",
+        "budget.concurrency=2",
+        *(["budget.trials=6"] if method == "asha" else []),
+        *small(method),
+    ]
+    after = iter([(9, 0.5), (7, 0.0), (10_000, 0.0)]).__next__
+    result, deaths = with_deaths(monkeypatch, overrides, folder, after)
+    assert deaths == 2 and result.state.ended is not None and result.state.ended.state == "finished"
+    trials = len(result.trials)
+    assert trials == {"hyperband": 10, "asha": 6, "pbt": 4}[method]
+    assert result.state.states["completed"] + result.state.states["stopped"] == trials
+    check_scheduler_is_a_fold(result)
+    check_searcher_is_a_fold(result, cuts=(3,))
