@@ -3,7 +3,7 @@
     python experiments/faults/run.py            all of it, about ten minutes on two cores
     python experiments/faults/run.py --kills 50 --ray-kills 10 --methods hyperband asha
 
-In-process a study is a forked child of this process, so that a kill and a resume take no imports; on Ray it is the
+Rows of results.json that are not measured again are kept. In-process a study is a forked child of this process, so that a kill and a resume take no imports; on Ray it is the
 command line, and its local cluster has to die with it. Writes results.json and the table of README.md.
 """
 
@@ -206,7 +206,8 @@ def main() -> None:
     import hpo_ray.executors.loop
     import hpo_ray.tasks.digits  # noqa: F401  # imported once, before the studies are forked
 
-    rows = []
+    known = HERE / "results.json"
+    rows = json.loads(known.read_text())["rows"] if known.exists() else []
     with tempfile.TemporaryDirectory(prefix="hpo_ray-faults-") as root:
         for executor, kills in (("inprocess", options.kills), ("ray", options.ray_kills)):
             for i, method in enumerate(options.methods):
@@ -214,12 +215,12 @@ def main() -> None:
                 if not share:
                     continue
                 draws = random.Random(f"{options.seed} {method} {executor}")
-                rows.append(measure(method, executor, share, 4 if executor == "inprocess" else 2, draws, Path(root)))
-                print(json.dumps(rows[-1]), flush=True)
+                row = measure(method, executor, share, 4 if executor == "inprocess" else 2, draws, Path(root))
+                rows = [r for r in rows if (r["method"], r["executor"]) != (method, executor)] + [row]
+                print(json.dumps(row), flush=True)
+    rows.sort(key=lambda r: (r["executor"], METHODS.index(r["method"])))
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-    (HERE / "results.json").write_text(
-        json.dumps({"machine": machine, "checkpoint_every": INTERVAL, "rows": rows}, indent=1) + "\n"
-    )
+    known.write_text(json.dumps({"machine": machine, "checkpoint_every": INTERVAL, "rows": rows}, indent=1) + "\n")
     readme = HERE / "README.md"
     if readme.exists():
         before, begin, rest = readme.read_text().partition("<!-- table -->\n")
