@@ -3,8 +3,9 @@
     python experiments/faults/run.py            all of it, about ten minutes on two cores
     python experiments/faults/run.py --kills 50 --ray-kills 10 --methods hyperband asha
 
-Rows of results.json that are not measured again are kept. In-process a study is a forked child of this process, so that a kill and a resume take no imports; on Ray it is the
-command line, and its local cluster has to die with it. Writes results.json and the table of README.md.
+In-process a study is a forked child of this process, so that a kill and a resume take no imports; on Ray it is the
+command line, and its local cluster has to die with it. Writes results.json, whose other rows are kept, and the table
+of README.md.
 """
 
 from __future__ import annotations
