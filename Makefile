@@ -1,6 +1,7 @@
 # make run                                           tune the default task with Hyperband
 # make run ARGS="method=random task=breast_cancer"   the same with other settings
 # make test                                          lint, types, tests
+# make test-slow                                     tests that make test leaves out: more of the same
 # Each sets up .venv first, once.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 ARGS ?= method=hyperband
 READY := $(VENV)/.ready
 
-.PHONY: run test setup clean
+.PHONY: run test test-slow setup clean
 
 run: $(READY)
 	$(VENV)/bin/python -m hpo_ray $(ARGS)
@@ -17,8 +18,11 @@ test: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -m "not ray" --numprocesses 2
-	$(VENV)/bin/python -m pytest -m ray
+	$(VENV)/bin/python -m pytest -m "not ray and not slow" --numprocesses 2
+	$(VENV)/bin/python -m pytest -m "ray and not slow"
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
 
 setup: $(READY)
 

@@ -191,8 +191,14 @@ def victims(result: StudyResult) -> dict[int, int]:
     return {last.number: 1, other.number: 3, best.number: 9}
 
 
-@pytest.mark.parametrize("shift", range(3))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "shift"),
+    [
+        pytest.param(method, shift, marks=() if shift == number % 3 else pytest.mark.slow)
+        for number, method in enumerate(METHODS)
+        for shift in range(3)
+    ],
+)
 def test_whatever_fails_in_whichever_rung_the_others_get_what_they_are_due(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, method: str, shift: int
 ) -> None:
@@ -212,7 +218,9 @@ def test_whatever_fails_in_whichever_rung_the_others_get_what_they_are_due(
         assert text.endswith(says) and f"about to {kinds[number]}\n" in (result.path / output).read_text()
 
 
-@pytest.mark.parametrize("kinds", [("raise", "hang", "raise"), ("hang", "raise", "hang")])
+@pytest.mark.parametrize(
+    "kinds", [("raise", "hang", "raise"), pytest.param(("hang", "raise", "hang"), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_with_a_retry_nothing_is_lost(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, method: str, kinds: tuple[str, ...]
@@ -417,7 +425,10 @@ def test_what_ray_says_of_a_dead_worker_in_one_line(text: str, says: str) -> Non
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("method", ["successive_halving", "asha", "pbt"])
+@pytest.mark.parametrize(
+    "method",
+    ["successive_halving", pytest.param("asha", marks=pytest.mark.slow), pytest.param("pbt", marks=pytest.mark.slow)],
+)
 def test_a_process_that_ends_costs_its_trial(folder: Path, ray_cluster: None, method: str) -> None:
     """Killed as the kernel does it when memory runs out; out of memory by its own limit; stuck in C with the lock."""
     at = {2: ("kill", 1), 4: ("memory", 1), 5: ("stuck", 1)}

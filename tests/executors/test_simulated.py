@@ -274,7 +274,14 @@ class Stopped:
     ("method", "task"),
     [
         *((method, "branin_currin") for method in METHODS),
-        *itertools.product(SCHEDULERS.values(), ["train", "DictCheckpoint", "digits_mlp"]),
+        *itertools.product(SCHEDULERS.values(), ["train", "DictCheckpoint"]),
+        ("hyperband", "digits_mlp"),
+        ("pbt", "digits_mlp"),
+        *(
+            pytest.param(method, "digits_mlp", marks=pytest.mark.slow)
+            for method in SCHEDULERS.values()
+            if method not in ("hyperband", "pbt")
+        ),
     ],
 )
 def test_law_same_decisions_in_process_and_simulated(folder: Path, method: str, task: str) -> None:

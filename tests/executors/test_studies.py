@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from methods import METHODS, small
+from methods import METHODS, SCHEDULERS, small
 
 from hpo_ray.errors import StudyError
 from hpo_ray.events import FILE_NAME, CheckpointSaved, Decided, Reported, TrialAdded, TrialEnded, TrialRetried, read
@@ -74,8 +73,22 @@ def test_who_goes_on_is_right(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "task"),
     [
-        *((method, "branin_currin") for method in METHODS),
-        *itertools.product(["hyperband", "asha", "pbt"], ["function", "breast_cancer"]),
+        *(
+            # Where configurations come from is the same on every executor: one for each scheduler.
+            pytest.param(method, "branin_currin", marks=() if method in SCHEDULERS.values() else pytest.mark.slow)
+            for method in METHODS
+        ),
+        ("hyperband", "function"),
+        ("pbt", "breast_cancer"),
+        *(
+            pytest.param(method, task, marks=pytest.mark.slow)
+            for method, task in [
+                ("hyperband", "breast_cancer"),
+                ("asha", "function"),
+                ("asha", "breast_cancer"),
+                ("pbt", "function"),
+            ]
+        ),
     ],
 )
 def test_law_same_events_on_every_executor(folder: Path, ray_cluster: None, method: str, task: str) -> None:

@@ -158,7 +158,7 @@ def test_an_error_of_training_is_none_of_reading(folder: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["FileCheckpoint", "train"])
+@pytest.mark.parametrize("name", ["FileCheckpoint", pytest.param("train", marks=pytest.mark.slow)])
 def test_the_one_before_is_taken_on_ray(
     folder: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

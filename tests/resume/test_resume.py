@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from methods import METHODS, small
+from methods import METHODS, learns, small
 
 from hpo_ray.events import FILE_NAME, CheckpointSaved, EventLog, TrialAdded, read
 from hpo_ray.results import StudyResult
@@ -77,7 +77,7 @@ def test_law_a_study_that_dies_comes_to_what_it_would_have(
     undisturbed = run_study(study_of(method), folder)
     draws = random.Random(method)
     longest = len(read(undisturbed.path / FILE_NAME)) // 2
-    for study in range(1 if "gp" in method else 2):
+    for study in range(1 if learns(method) else 2):
         result, deaths = with_deaths(
             monkeypatch, study_of(method), folder / str(study), lambda: (draws.randint(1, longest), draws.random())
         )
@@ -89,8 +89,18 @@ def test_law_a_study_that_dies_comes_to_what_it_would_have(
         check_searcher_is_a_fold(result, cuts=(5,))
 
 
-@pytest.mark.parametrize("name", TRAINABLES)
-@pytest.mark.parametrize("method", ["hyperband", "asha", "pbt"])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("hyperband", "class"),
+        ("asha", "learns"),
+        ("pbt", "function"),
+        *(
+            pytest.param(method, name, marks=pytest.mark.slow)
+            for method, name in [("hyperband", "function"), ("asha", "function"), ("pbt", "class"), ("pbt", "learns")]
+        ),
+    ],
+)
 def test_death_at_events_of_every_kind(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str) -> None:
     overrides = [
         f"method={method}",
@@ -142,7 +152,7 @@ def test_no_more_is_trained_again_than_between_two_checkpoints(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("method", ["hyperband", "asha", "pbt"])
+@pytest.mark.parametrize("method", ["hyperband", pytest.param("asha", marks=pytest.mark.slow), "pbt"])
 def test_on_ray_with_several_workers(folder: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     """Workers report in an order of their own; what each rung decided is what a fresh scheduler makes of the log."""
     overrides = [

@@ -183,7 +183,7 @@ class TestInRay:
         assert [reached[x] for x in sorted(drawn[9:14])] == [9, 3, 3, 3, 3]
         assert [reached[x] for x in drawn[14:]] == [9, 9, 9]
 
-    @pytest.mark.parametrize("limit", [None, 2])
+    @pytest.mark.parametrize("limit", [None, pytest.param(2, marks=pytest.mark.slow)])
     def test_asha_moves_up_at_least_its_best_third_and_ends(self, tmp_path, limit):
         searcher = RandomSearcher(SPACE, seed=3)
         results = fit(
@@ -213,7 +213,7 @@ class TestInRay:
         assert reached[min(xs)] == 9 and set(reached.values()) <= {1, 3, 9} and list(reached.values()).count(1) >= 3
 
     @pytest.mark.timeout(120)
-    @pytest.mark.parametrize("synchronous", [True, False])
+    @pytest.mark.parametrize("synchronous", [pytest.param(True, marks=pytest.mark.slow), False])
     def test_a_population_copies_weights_and_changes_configurations(self, tmp_path, synchronous):
         xs = [0.1, 0.2, 0.4, 0.8]
         results = fit(
