@@ -322,7 +322,7 @@ class EventLog:
                     raise LogError(f"{path.parent}: this study is running, in another process") from None
                 time.sleep(0.02)  # somebody may just have looked whether it is, see `is_running`
         if not os.fstat(self._file).st_size:  # its name has to be on the disk, too
-            _sync_folder(path.parent)
+            sync_to_disk(path.parent)
         self._dirty, self._closed = threading.Event(), threading.Event()
         self._error: OSError | None = None
         self._syncing = threading.Thread(target=self._sync, name="hpo_ray-log", daemon=True)
@@ -374,12 +374,13 @@ class EventLog:
             closed = closed or (self._closed.wait(self.SYNC_EVERY_S) and not self._dirty.is_set())
 
 
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
+def sync_to_disk(path: str | Path) -> None:
+    """Sees to it that a file, or the names in a folder, survive a loss of power."""
+    file = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(file)
     finally:
-        os.close(folder)
+        os.close(file)
 
 
 def is_running(path: Path) -> bool:

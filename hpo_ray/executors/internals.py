@@ -53,6 +53,7 @@ from ray.tune.result import (
 from ray.tune.trainable import FunctionTrainable, Trainable
 
 from hpo_ray.errors import HpoRayError, StudyError
+from hpo_ray.events import sync_to_disk
 from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.trainables.checkpoint import Progress, UnreadableCheckpoint, read, write
 
@@ -242,7 +243,7 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
         shutil.rmtree(place, ignore_errors=True)
         _sync(aside)  # before it is renamed and then logged, so that what is on record survives a loss of power
         aside.rename(place)
-        _sync_one(str(place.parent))
+        sync_to_disk(place.parent)
         return Checkpoint(path=str(place), filesystem=self.storage_filesystem)
 
 
@@ -351,16 +352,8 @@ def _sync(folder: Path) -> None:
     """Sees to it that a folder is on the disk, with all that is in it."""
     for place, _, names in os.walk(folder):
         for name in names:
-            _sync_one(os.path.join(place, name))
-        _sync_one(place)
-
-
-def _sync_one(path: str) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+            sync_to_disk(os.path.join(place, name))
+        sync_to_disk(place)
 
 
 def _read_files(folder: str) -> dict[str, bytes]:
