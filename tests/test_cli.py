@@ -374,7 +374,7 @@ def test_list_names_everything_with_its_line(folder: Path, capsys: pytest.Captur
             line = next(line for line in out.splitlines() if line.split()[:1] == [path.stem])
             assert len(line.split()) > 3, "a name without its line"
     assert "parabola-random-1" in out and "finished: loss" in out
-    assert "half" in out and "not finished" in out
+    assert "half" in out and "cut off: " in out
 
 
 def test_cfg_prints_what_will_be_composed(folder: Path) -> None:

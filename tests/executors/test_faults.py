@@ -221,7 +221,13 @@ def test_whatever_fails_in_whichever_rung_the_others_get_what_they_are_due(
 @pytest.mark.parametrize(
     "kinds", [("raise", "hang", "raise"), pytest.param(("hang", "raise", "hang"), marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=() if method in ("hyperband", "asha", "median", "pbt async") else pytest.mark.slow)
+        for method in METHODS
+    ],
+)
 def test_with_a_retry_nothing_is_lost(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, method: str, kinds: tuple[str, ...]
 ) -> None:

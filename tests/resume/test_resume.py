@@ -70,7 +70,13 @@ def study_of(method: str, seed: int = 3) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+AS_TPE = ("gp", "gp_hyperband", "tpe_asha", "cmaes", "tpe_multi")
+"""Behind the same searcher, and a scheduler that others have, too."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=pytest.mark.slow if method in AS_TPE else ()) for method in METHODS]
+)
 def test_law_a_study_that_dies_comes_to_what_it_would_have(
     folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
