@@ -1,0 +1,142 @@
+"""Implicit differentiation: the hypergradient at trained weights, from a linear system and not from the training.
+
+Where the inner loss f has its minimum, theta*(lambda), the gradient in the weights is zero for every lambda. With the
+Hessian A of f in the weights (Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016, eq. 3;
+Lorraine et al., "Optimizing Millions of Hyperparameters by Implicit Differentiation", AISTATS 2020, eq. 2):
+
+    A v = b,  b = d outer_loss / d params
+    d F / d lambda = d outer_loss / d lambda - (d^2 f / d lambda d params) v
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpo_ray.gradients.errors import NonFiniteLoss, NotDifferentiable
+from hpo_ray.gradients.products import InnerProblem, Loss, leaves, scalar
+from hpo_ray.gradients.solvers import ConjugateGradient, Solver
+
+UNROLLED = (
+    "learning rates, momentum and initial weights are not in it: unrolled_hypergradient, in reverse or forward mode, "
+    "differentiates those, and learning_rate_gradient a learning rate while training goes on"
+)
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """A hypergradient, and how exact it is.
+
+    Attributes:
+        grads: like the hyperparameters: the total derivative of the outer loss.
+        outer_loss: the outer loss there, a scalar.
+        residual: |A v - b| / |b| of the linear system (damping included in A), measured; None without a system.
+        iterations: of the solver, or steps unrolled.
+        converged: whether the residual is at or below the solver's `tol`; None without a system.
+        products: Hessian-vector products taken, those that measured included.
+        inner_gradient_norm: |d inner_loss / d params|, which the implicit formula takes for zero; else None.
+        adjoint: v, like the params: start the next solve from it (`warm_start`); None without a system.
+        params: the weights after the last step; None if none was taken.
+    """
+
+    grads: dict[str, Tensor]
+    outer_loss: Tensor
+    residual: float | None = None
+    iterations: int = 0
+    converged: bool | None = None
+    products: int = 0
+    inner_gradient_norm: float | None = None
+    adjoint: dict[str, Tensor] | None = None
+    params: dict[str, Tensor] | None = None
+
+
+def hypergradient(
+    inner_loss: Loss,
+    outer_loss: Loss,
+    params: Mapping[str, Tensor],
+    hparams: Mapping[str, Tensor],
+    solver: Solver | None = None,
+    warm_start: Mapping[str, Tensor] | None = None,
+) -> Hypergradient:
+    """The total derivative of `outer_loss(params*(hparams), hparams)`, at weights that minimise `inner_loss`.
+
+    Applies to hyperparameters in the inner loss: regularisation, weights of examples and terms, augmentation,
+    parameters of the data. Biased by how far the weights are from a minimum (`inner_gradient_norm`), by the `residual`,
+    and by the solver's damping.
+
+    Cost: one gradient with its graph, a Hessian-vector product (about two gradients) for each iteration, and one
+    product with the mixed derivative. Memory: that graph and a few vectors like the weights (`Nystrom`: `rank` of
+    them), whatever the number of iterations.
+
+    Args:
+        inner_loss: the training loss of `(params, hparams)`, a scalar; a closure over its data. It is called once, so
+            that dropout and the like are the same in all products.
+        outer_loss: the validation loss of `(params, hparams)`, a scalar, called once.
+        params: the weights, floating-point tensors of any shapes, dtypes and devices.
+        hparams: the hyperparameters, likewise; any number of them.
+        solver: of A v = b. Default: `ConjugateGradient(tol=1e-6, max_iter=20)`.
+        warm_start: `adjoint` of an earlier result, for a system that has changed little.
+
+    Returns:
+        The gradient, with dtypes and devices of `hparams`.
+
+    Raises:
+        NotDifferentiable: a loss is no scalar, or doesn't depend on what it should; says on what.
+        NonFiniteLoss: a loss or gradient is infinite or not a number.
+        NonPositiveCurvature: the weights are at no minimum.
+        SolverDiverged: the iteration of the solver can't converge.
+    """
+    solver = ConjugateGradient() if solver is None else solver
+    value, pull, direct = outer_gradients(outer_loss, params, hparams)
+    inner = InnerProblem(inner_loss, params, hparams)
+    b = inner.layout.flatten(pull.values())
+    _check_finite(b, "the gradient of outer_loss in params")
+    gradient = inner.gradient()
+    _check_finite(gradient, "the gradient of inner_loss in params")
+    start = None if warm_start is None else inner.layout.flatten_dict(warm_start)
+    solution = solver.solve(inner.hessian_product, b, start)
+    mixed = inner.mixed_product(solution.vector)
+    _check_depends(mixed, direct)
+    grads = {}
+    for name, hparam in hparams.items():
+        own, through = direct[name], mixed[name]
+        total = torch.zeros_like(hparam) if own is None else own
+        grads[name] = (total if through is None else total - through).detach()
+    return Hypergradient(
+        grads=grads,
+        outer_loss=value,
+        residual=solution.residual,
+        iterations=solution.iterations,
+        converged=solution.converged,
+        products=inner.products,
+        inner_gradient_norm=gradient.norm().item(),
+        adjoint=inner.layout.unflatten_dict(solution.vector),
+    )
+
+
+def outer_gradients(
+    outer_loss: Loss, params: Mapping[str, Tensor], hparams: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """(value, gradient in the weights, gradient in the hyperparameters) of the outer loss, None where it has none."""
+    params, hparams = leaves(params, "params"), leaves(hparams, "hparams")
+    with torch.enable_grad():
+        value = scalar(outer_loss(params, hparams), "outer_loss")
+    found = torch.autograd.grad(value, [*params.values(), *hparams.values()], allow_unused=True)
+    pull: dict[str, Tensor | None] = dict(zip(params, found[: len(params)], strict=True))
+    return value.detach(), pull, dict(zip(hparams, found[len(params) :], strict=True))
+
+
+def _check_depends(mixed: Mapping[str, Tensor | None], direct: Mapping[str, Tensor | None]) -> None:
+    if missing := [name for name in mixed if mixed[name] is None and direct[name] is None]:
+        raise NotDifferentiable(
+            f"inner_loss does not depend on {', '.join(map(repr, missing))} in a way that moves the weights, and "
+            f"outer_loss not at all. Implicit gradients are of what is in the inner loss; {UNROLLED}"
+        )
+
+
+def _check_finite(vector: Tensor, what: str) -> None:
+    if not torch.isfinite(vector).all():
+        raise NonFiniteLoss(f"{what} is not finite")

@@ -1,0 +1,265 @@
+"""Hypergradients through the training itself: of learning rates, momentum, schedules, initial weights, and all else.
+
+The training theta_t = update(theta_{t-1}, lambda, t - 1) is a composition of T maps, and the derivative of the outer
+loss at its end follows by the chain rule, with A_t = d theta_t / d theta_{t-1} and B_t = d theta_t / d lambda
+(Franceschi et al., "Forward and Reverse Gradient-Based Hyperparameter Optimization", ICML 2017):
+
+    reverse (their algorithm 1):  alpha_T = grad outer_loss,  alpha_{t-1} = alpha_t A_t,  g = sum_t alpha_t B_t
+    forward (their algorithm 2):  Z_0 = 0,  Z_t = A_t Z_{t-1} + B_t,  g = (grad outer_loss) Z_T
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from hpo_ray.gradients.errors import HypergradientError, NotDifferentiable
+from hpo_ray.gradients.implicit import Hypergradient, outer_gradients
+from hpo_ray.gradients.products import Loss, leaves
+from hpo_ray.gradients.updates import State, Update, check_finite
+
+Step = Callable[[State, dict[str, Tensor], int], State]
+"""`update(state, hparams, step) -> state`, a pure function of its arguments, steps counted from 0."""
+Start = Mapping[str, Tensor] | Callable[[dict[str, Tensor]], State]
+"""The weights at the start, or a function of the hyperparameters that gives them."""
+
+
+def unrolled_hypergradient(
+    update: Step | Update,
+    outer_loss: Loss,
+    params: Start,
+    hparams: Mapping[str, Tensor],
+    steps: int,
+    mode: Literal["reverse", "forward"] = "reverse",
+    truncate: int | None = None,
+    keep: Literal["all", "sqrt"] = "all",
+    first_step: int = 0,
+) -> Hypergradient:
+    """The total derivative of the outer loss after `steps` steps of training, in everything that the steps depend on.
+
+    Exact for the training as it is run, whether or not it has converged. With `truncate` biased: what happened before
+    the last so many steps counts as constant (Shaban et al., AISTATS 2019); at a minimum, K steps of gradient descent
+    then give just the K-term Neumann series.
+
+    Reverse keeps the states and not their graphs, and takes each step again with its graph on the way back: time of
+    2 to 4 trainings, memory of T states and one step's graph; with `keep="sqrt"` one more training and 2 sqrt(T)
+    states. Forward carries Z along: time of (number of hyperparameters) trainings and more, memory of as many states,
+    whatever T is. Take it for few hyperparameters and long trainings.
+
+    Args:
+        update: one step: `SGD(loss)`, `Adam(loss)`, or a function of your own `update(state, hparams, step) -> state`.
+            The same arguments must give the same result, so draw batches by the step. A function of your own that takes
+            a gradient with `torch.autograd.grad` must pass `create_graph=torch.is_grad_enabled()`, or the derivative
+            lacks what goes through it.
+        outer_loss: of `(params, hparams)`, a scalar.
+        params: the weights before the first step, or a function of `hparams` that gives them, for hyperparameters of
+            the initial weights. For an update of your own the whole state.
+        hparams: the hyperparameters, floating-point tensors.
+        steps: T.
+        mode: `reverse` or `forward`.
+        truncate: how many of the last steps are differentiated; None for all.
+        keep: `all` states, or only each sqrt(T)-th, the others computed anew (reverse only).
+        first_step: the number of the first step, where training goes on from an earlier one.
+
+    Returns:
+        The gradient, and in `params` the state after the last step.
+
+    Raises:
+        NotDifferentiable: the outer loss is no scalar, or nothing depends on some hyperparameter, which is named.
+        NonFiniteLoss: the training or the outer loss is not finite; names the step.
+    """
+    _check(steps, mode, truncate, keep)
+    hparams = {name: tensor.detach() for name, tensor in leaves(hparams, "hparams").items()}
+    begin = params if callable(params) else (lambda _: dict(params))
+    start: Callable[[dict[str, Tensor]], State] = begin
+    if isinstance(update, Update):
+        first = update.start
+        start = lambda hparams: first(begin(hparams))  # noqa: E731
+    weights = update.weights if isinstance(update, Update) else dict
+    traced = steps if truncate is None else min(truncate, steps)
+    run = _Run(update, hparams, first_step, first_step + steps - traced, first_step + steps)
+    loss: Loss = lambda state, hparams: outer_loss(weights(state), hparams)  # noqa: E731
+    return _reverse(run, loss, start, keep) if mode == "reverse" else _forward(run, loss, start)
+
+
+def forward_step(
+    update: Step | Update,
+    state: Mapping[str, Tensor],
+    hparams: Mapping[str, Tensor],
+    tangents: Mapping[str, Tensor] | None,
+    step: int,
+) -> tuple[State, dict[str, Tensor]]:
+    """One step of training, and of Z_t = A_t Z_{t-1} + B_t with it: forward mode, one step at a time.
+
+    For hyperparameters that are changed while training goes on (RTHO, Franceschi et al. 2017, section 3.3).
+
+    Args:
+        update: as of `unrolled_hypergradient`.
+        state: before the step.
+        hparams: the hyperparameters.
+        tangents: Z_{t-1}: of each tensor of the state its derivatives, (H, *shape), a row for each single
+            hyperparameter in the order of `hparams`; None for zeros.
+        step: its number.
+
+    Returns:
+        The state after the step, and Z_t.
+    """
+    state = {name: tensor.detach() for name, tensor in state.items()}
+    hparams = {name: tensor.detach() for name, tensor in hparams.items()}
+    rows: dict[str, list[Tensor]] = {name: [] for name in state}
+    after: State = {}
+    index = 0
+    for which, hparam in hparams.items():
+        for place in range(hparam.numel()):
+            with torch.enable_grad(), forward_ad.dual_level():
+                seed = torch.zeros_like(hparam)
+                seed.view(-1)[place] = 1.0
+                dual_h = {**hparams, which: _dual(hparam, seed)}
+                dual_s = {
+                    name: tensor.requires_grad_()
+                    if tangents is None
+                    else _dual(tensor, tangents[name][index]).requires_grad_()
+                    for name, tensor in ((n, t.detach()) for n, t in state.items())
+                }
+                moved = update(dual_s, dual_h, step)
+                for name, tensor in moved.items():
+                    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+                    after[name] = primal.detach()
+                    rows[name].append(torch.zeros_like(primal) if tangent is None else tangent.detach())
+            index += 1
+    return after, {name: torch.stack(parts) for name, parts in rows.items()}
+
+
+def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]  # torch ships it untyped
+    return dual
+
+
+class _Run:
+    """A training: its update, hyperparameters, and the numbers of its first step, first traced step, and end."""
+
+    def __init__(self, update: Step, hparams: dict[str, Tensor], begin: int, traced: int, end: int) -> None:
+        self.update, self.hparams = update, hparams
+        self.begin, self.traced, self.end = begin, traced, end
+
+    def forward(self, state: Mapping[str, Tensor], begin: int, end: int) -> State:
+        """The state after steps begin, …, end - 1, without a graph."""
+        state = {name: tensor.detach() for name, tensor in state.items()}
+        with torch.no_grad():
+            for step in range(begin, end):
+                state = {n: t.detach() for n, t in self.update(state, self.hparams, step).items()}
+        return state
+
+    def back(self, state: Mapping[str, Tensor], step: int, alpha: State) -> tuple[State, dict[str, Tensor | None]]:
+        """(alpha A, alpha B) of one step from a state."""
+        before = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
+        hparams = {name: tensor.detach().requires_grad_() for name, tensor in self.hparams.items()}
+        with torch.enable_grad():
+            after = self.update(before, hparams, step)
+        found = _pull(after, alpha, [*before.values(), *hparams.values()])
+        pulled = {
+            n: torch.zeros_like(t) if g is None else g
+            for (n, t), g in zip(before.items(), found[: len(before)], strict=True)
+        }
+        return pulled, dict(zip(hparams, found[len(before) :], strict=True))
+
+
+def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], State], keep: str) -> Hypergradient:
+    state = run.forward(start(run.hparams), run.begin, run.traced)
+    traced = run.end - run.traced
+    every = 1 if keep == "all" else max(1, math.isqrt(traced))
+    kept = {run.traced: state}
+    for step in range(run.traced, run.end):
+        state = run.forward(state, step, step + 1)
+        if (step + 1 - run.traced) % every == 0 and step + 1 < run.end:
+            kept[step + 1] = state
+    last = state
+    check_finite(last, run.end - run.begin)
+    value, pull, grads = outer_gradients(outer_loss, last, run.hparams)
+    alpha = {name: torch.zeros_like(last[name]) if g is None else g for name, g in pull.items()}
+    grads = dict(grads)
+    for begin in sorted(kept, reverse=True):
+        end = min(begin + every, run.end)
+        states = [kept.pop(begin)]
+        for step in range(begin, end - 1):
+            states.append(run.forward(states[-1], step, step + 1))
+        for step in range(end - 1, begin - 1, -1):
+            alpha, through = run.back(states.pop(), step, alpha)
+            grads = {name: _sum(grads[name], through[name]) for name in grads}
+    if run.traced == run.begin:
+        hparams = leaves(run.hparams, "hparams")
+        with torch.enable_grad():
+            first = start(hparams)
+        found = _pull(first, alpha, list(hparams.values()))
+        grads = {name: _sum(grads[name], g) for name, g in zip(hparams, found, strict=True)}
+    return _result(run, value, grads, last)
+
+
+def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], State]) -> Hypergradient:
+    state = {name: tensor.detach() for name, tensor in start(run.hparams).items()}
+    tangents: dict[str, Tensor] | None = None
+    if run.traced == run.begin:  # a start that depends on the hyperparameters has a derivative of its own
+        state, tangents = forward_step(lambda _, hparams, step: start(hparams), state, run.hparams, None, 0)
+    state = run.forward(state, run.begin, run.traced)
+    for step in range(run.traced, run.end):
+        state, tangents = forward_step(run.update, state, run.hparams, tangents, step)
+    check_finite(state, run.end - run.begin)
+    value, pull, direct = outer_gradients(outer_loss, state, run.hparams)
+    assert tangents is not None
+    grads = dict(direct)
+    along: Tensor | None = None
+    for name, g in pull.items():
+        if g is not None:
+            part = tangents[name].flatten(1) @ g.flatten()
+            along = part if along is None else along + part
+    moved = sum(tangent.abs().flatten(1).sum(1) for tangent in tangents.values())
+    assert isinstance(moved, Tensor)
+    index = 0
+    for name, hparam in run.hparams.items():
+        rows = slice(index, index + hparam.numel())
+        index += hparam.numel()
+        if along is not None and bool((moved[rows] > 0).any()):
+            grads[name] = _sum(grads[name], along[rows].view(hparam.shape).to(hparam.dtype))
+    return _result(run, value, grads, state)
+
+
+def _pull(
+    outputs: Mapping[str, Tensor], alpha: Mapping[str, Tensor], inputs: list[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The derivative of the outputs in the inputs, times alpha; None where there is none."""
+    live = [(tensor, alpha[name]) for name, tensor in outputs.items() if tensor.requires_grad]
+    if not live:
+        return (None,) * len(inputs)
+    tensors, weights = zip(*live, strict=True)
+    return torch.autograd.grad(tensors, inputs, weights, allow_unused=True)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _result(run: _Run, value: Tensor, grads: Mapping[str, Tensor | None], state: State) -> Hypergradient:
+    if missing := [name for name, g in grads.items() if g is None]:
+        raise NotDifferentiable(
+            f"neither the training nor outer_loss depends on {', '.join(map(repr, missing))}: is it read from hparams, "
+            f"and not from a copy of it?"
+        )
+    found = {name: g.detach() for name, g in grads.items() if g is not None}
+    return Hypergradient(grads=found, outer_loss=value, iterations=run.end - run.traced, params=state)
+
+
+def _check(steps: int, mode: str, truncate: int | None, keep: str) -> None:
+    if mode not in ("reverse", "forward"):
+        raise HypergradientError(f"mode={mode!r}: must be 'reverse' or 'forward'")
+    if keep not in ("all", "sqrt"):
+        raise HypergradientError(f"keep={keep!r}: must be 'all' or 'sqrt'")
+    if keep == "sqrt" and mode == "forward":
+        raise HypergradientError("keep='sqrt': forward mode keeps no states; leave it out")
+    for name, value in (("steps", steps), ("truncate", truncate)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise HypergradientError(f"{name}={value!r}: must be a whole number of at least 1")
