@@ -133,7 +133,8 @@ class Neumann(Solver):
 
     Its error is -(I - alpha A)^K A^-1 b exactly, so it underestimates along directions of little curvature: a bias
     towards few large steps of training. With a `start` v0 the same series of b - A v0 is added to it.
-    Cost: K products (the last of them measures the residual), and up to 20 more to find a step. Memory: 3 P.
+    Cost: K products (the last of them measures the residual), one to verify that it has converged, and up to 20 to find
+    a step. Memory: 3 P.
 
     Args:
         terms: K.
@@ -166,7 +167,7 @@ class FixedPoint(Solver):
 
     That is their iteration for the map theta -> theta - alpha (gradient of the inner loss). Its terms are those of
     `Neumann`, which takes a set number of them; here the residual says how many. Cost: a product for each iteration,
-    one more with a start, up to 20 more to find a step. Memory: 3 P.
+    one more with a start, one to verify that it has converged, up to 20 to find a step. Memory: 3 P.
 
     Args:
         tol: stop at this residual.
@@ -236,7 +237,9 @@ class Nystrom(Solver):
         root = (y @ vectors[:, kept]) / values[kept].sqrt()
         u, singular, _ = torch.linalg.svd(root, full_matrices=False)
         inside = u.T @ b
-        x = u @ (inside / (singular.square() + self.damping)) + (b - u @ inside) / self.damping
+        outside = b - u @ inside
+        outside -= u @ (u.T @ outside)  # twice, since it is divided by the damping
+        x = u @ (inside / (singular.square() + self.damping)) + outside / self.damping
         residual = (b - product(x)).norm().item() / norm
         return self._solution(x, residual, rank)
 
@@ -373,8 +376,8 @@ def _richardson(
                 f"{name}(step_size={alpha:g}) diverges: the terms grow from iteration {iteration} on. A step must be "
                 f"below 2 over the largest eigenvalue of the Hessian, here below {limit:.3g}; or use step_size='auto'"
             )
-        if size <= stop:  # by the recurrence, which rounding has its part in
-            r = b - product(x)
+        if size <= stop or (iteration == iterations and size <= solver.tol * b.norm().item()):
+            r = b - product(x)  # what the recurrence says is without its own rounding
             size = r.norm().item()
     return x, size, iteration
 
