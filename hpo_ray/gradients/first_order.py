@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
+from hpo_ray.gradients.generators import Generators
 from hpo_ray.gradients.implicit import UNROLLED, Hypergradient, outer_gradients
 from hpo_ray.gradients.products import Loss, leaves, scalar
 
@@ -43,7 +44,7 @@ def darts_hypergradient(
     """
     _check(inner_lr=inner_lr, epsilon=epsilon)
     hparams = leaves(hparams, "hparams")
-    random = _Generators(params)
+    random = Generators(params)
     weights = leaves(params, "params")
     random.rewind()
     with torch.enable_grad():
@@ -94,7 +95,7 @@ def sama_hypergradient(
     """
     _check(inner_lr=inner_lr, epsilon=epsilon)
     hparams = leaves(hparams, "hparams")
-    random = _Generators(params)
+    random = Generators(params)
     outer, pull, direct = outer_gradients(outer_loss, params, hparams)
     weights = leaves(params, "params")
     random.rewind()
@@ -161,7 +162,7 @@ def _difference(
     hparams: Mapping[str, Tensor],
     v: Mapping[str, Tensor],
     epsilon: float,
-    random: _Generators,
+    random: Generators,
 ) -> dict[str, Tensor | None]:
     """(grad_lambda f(theta + e v) - grad_lambda f(theta - e v)) / (2 e) with e = epsilon / |v|."""
     norm = torch.stack([tensor.norm().double() for tensor in v.values()]).norm().item()
@@ -179,20 +180,6 @@ def _difference(
         name: None if plus is None or minus is None else (plus - minus) / (2 * e)
         for name, plus, minus in zip(hparams, *sides, strict=True)
     }
-
-
-class _Generators:
-    """The states of torch's generators, of the CPU and of the GPU that the weights are on, to go back to."""
-
-    def __init__(self, params: Mapping[str, Tensor]) -> None:
-        self._cpu = torch.get_rng_state()
-        devices = {tensor.device for tensor in params.values() if tensor.device.type == "cuda"}
-        self._gpu = {device: torch.cuda.get_rng_state(device) for device in devices}
-
-    def rewind(self) -> None:
-        torch.set_rng_state(self._cpu)
-        for device, state in self._gpu.items():
-            torch.cuda.set_rng_state(state, device)
 
 
 def _result(
