@@ -87,6 +87,7 @@ class HypergradientTrainable(SeededTrainable):
     _tangents: dict[str, Tensor] | None
     """With `forward` the derivatives of the state in the hyperparameters."""
     _last_direction: State | None
+    _damping: float
     _inner_cursors: list[tuple[Cursor, torch.Generator]]
     _outer_cursors: list[tuple[Cursor, torch.Generator]]
 
@@ -239,7 +240,8 @@ class HypergradientTrainable(SeededTrainable):
         self.device = self._choose_device()
         flat = dict(config) if context.space is None else context.space.flatten(config)
         self._rules = rules = type(self).settings.with_config(flat)
-        weights, others, inner, outer = np.random.SeedSequence(context.seed).generate_state(4)
+        weights, others, inner, outer, noise = np.random.SeedSequence(context.seed).generate_state(5)
+        self._noise = int(noise)
         self._random_state = RandomState.seeded(int(others), self.device)
         with self._alone():
             task, params, hparams = start_task(type(self).task_class, config, int(weights), self.device)
@@ -270,7 +272,7 @@ class HypergradientTrainable(SeededTrainable):
         self._outer = _outer_optimizer(rules, list(self._free.values())) if self._free else None
         self.hparams = self._values()
         self._steps = self._trained = self._evaluations = 0
-        self._damping = rules.damping if rules.damping is not None else (0.01 if rules.estimator == "nystrom" else 0.0)
+        self._damping = self._damping_set
         self._adjoint = self._tangents = self._last_direction = None
         self._inner_cursors = [_cursor(int(inner), k) for k in range(len(self._splits))]
         self._outer_cursors = [_cursor(int(outer), k) for k in range(2 * len(self._splits))]
@@ -327,6 +329,8 @@ class HypergradientTrainable(SeededTrainable):
         return zip(self._splits, cursors, strict=True)
 
     def _inner_loss(self, params: State, hparams: dict[str, Tensor], step: int) -> Tensor:
+        if self._rules.estimator in TRAINING:  # these take a step more than once, and dropout must be the same again
+            torch.manual_seed(self._noise + step)
         return self._inner_on(params, hparams, self._batches[step - self._first])
 
     def _inner_on(self, params: State, hparams: dict[str, Tensor], batches: Sequence[Batch]) -> Tensor:
@@ -385,22 +389,18 @@ class HypergradientTrainable(SeededTrainable):
     def _train_forward(self) -> Tensor:
         """The inner steps, with the derivatives of the state in the hyperparameters carried along."""
         losses = []
-        moved = {name: self.hparams[name] for name in self._moved}
-        update = self._with_fixed()
+        hparams, moved = self.hparams, self._moved
         for step in range(self._trained, self._trained + self._inner_steps):
             with torch.no_grad():
                 loss = self._inner_loss(self._update.weights(self._state), self.hparams, step)
-            self._state, self._tangents = g.forward_step(update, self._state, moved, self._tangents, step)
+            self._state, self._tangents = g.forward_step(
+                self._update, self._state, hparams, self._tangents, step, moved
+            )
             losses.append(loss)
             self._after_step(step)
-        count = sum(value.numel() for value in moved.values())
+        count = sum(hparams[name].numel() for name in moved)
         self._evaluations += self._inner_steps * len(self._splits) * (1 + 3 * count)
         return self._finished(losses)
-
-    def _with_fixed(self) -> Callable[[State, dict[str, Tensor], int], State]:
-        """A step as a function of the hyperparameters that are moved alone."""
-        update, fixed = self._update, self.hparams
-        return lambda state, moved, step: update(state, {**fixed, **moved}, step)
 
     def _after_step(self, step: int) -> None:
         with torch.no_grad():
@@ -574,7 +574,10 @@ class HypergradientTrainable(SeededTrainable):
                 for part in zip(*(torch.split(tensor, EVALUATION_ROWS) for tensor in data), strict=True):
                     own = self._of(weights, k)
                     with self._autocast():
-                        found = {"loss": self.task.outer_loss(own, part), **self.task.metrics(own, part)}
+                        found: dict[str, Any] = {
+                            "loss": self.task.outer_loss(own, part),
+                            **self.task.metrics(own, part),
+                        }
                     for name, value in found.items():
                         share = len(part[0]) / rows / len(self._splits)
                         totals[name] = totals.get(name, 0.0) + float(value) * share
@@ -659,27 +662,19 @@ def _try(task_class: type[DifferentiableTask], rules: Hypergradient, config: dic
             )
         if rules.outer_folds > 1:
             fold_data(task, rules.outer_folds, 0)
-        inner = lambda params, hparams, *_: task.inner_loss(params, hparams, few["train"])  # noqa: E731
-        outer = lambda params, hparams: task.outer_loss(params, few["validation"])  # noqa: E731
+        own = {name: hparams.pop(name) for name in moved}
+
+        def inner(params: State, moved: dict[str, Tensor], step: int = 0) -> Tensor:
+            return task.inner_loss(params, {**hparams, **moved}, few["train"])
+
+        def outer(params: State, moved: dict[str, Tensor]) -> Tensor:
+            return task.outer_loss(params, few["validation"])
+
         if rules.estimator in TRAINING or rules.estimator == "descent":
-            update = _update(rules, task, inner, hparams)
-            held = {name: value for name, value in hparams.items() if name not in moved}
-            g.unrolled_hypergradient(
-                lambda state, hparams, step: update(state, {**held, **hparams}, step),
-                lambda state, hparams: outer(update.weights(state), hparams),
-                update.start(params),
-                {name: hparams[name] for name in moved},
-                steps=1,
-            )
+            update = _update(rules, task, inner, {**hparams, **own})
+            g.unrolled_hypergradient(update, outer, params, own, steps=1)
         else:
-            held = {name: value for name, value in hparams.items() if name not in moved}
-            g.hypergradient(
-                lambda params, hparams: inner(params, {**held, **hparams}),
-                outer,
-                params,
-                {name: hparams[name] for name in moved},
-                g.Identity(measure=False),
-            )
+            g.hypergradient(inner, outer, params, own, g.Identity(measure=False))
     except (ConfigError, g.HypergradientError) as error:
         if isinstance(error, ConfigError):
             raise
