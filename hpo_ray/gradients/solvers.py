@@ -101,13 +101,15 @@ class ConjugateGradient(Solver):
         p = r.clone()
         rho = r.dot(r)
         size, target, iteration = math.sqrt(rho.item()), self.tol * norm, 0
+        top = torch.zeros_like(rho)  # eigenvalue, as far as the directions have shown it
         trusted = max(target, torch.finfo(b.dtype).eps * norm)  # below it the recurrence is about its own rounding
         while iteration < self.max_iter and size > target:
             iteration += 1
             ap = product(p)
             curvature = p.dot(ap)
-            # |p'Ap| below rounding is no curvature: then alpha would be noise, as large as it likes.
-            least = 10 * torch.finfo(p.dtype).eps * p.norm() * ap.norm()
+            # |p'Ap| below the rounding of Ap is no curvature: then alpha would be noise, as large as it likes.
+            top = torch.maximum(top, ap.norm() / p.norm())
+            least = 10 * torch.finfo(p.dtype).eps * top * p.dot(p)
             alpha = rho / curvature
             x.addcmul_(p, alpha)
             r.addcmul_(ap, alpha, value=-1)
@@ -363,6 +365,7 @@ def _richardson(
     assert not isinstance(alpha, str)
     x, r = _begin(product, b, start)
     size, iteration, tiny = r.norm().item(), 0, 1e2 * torch.finfo(b.dtype).eps * b.norm().item()
+    least = -10 * torch.finfo(b.dtype).eps / alpha  # curvature of a direction that has none, by rounding
     grows = 0  # the iteration from which on the terms do
     while iteration < iterations and size > stop:
         iteration += 1
@@ -373,13 +376,13 @@ def _richardson(
         before, size = size, r.norm().item()
         if before <= tiny or not math.isfinite(size):  # what is left is rounding
             continue
-        if curvature <= 0.0:
+        if curvature < least * along or square == 0.0:
             raise NonPositiveCurvature(curvature / along, iteration, solver.damping)
         # |B^k b| is log-convex in k for a symmetric B: from the first growth on it grows for ever. Whether a large
         # eigenvalue or a negative one is behind it shows as soon as the growing part outweighs the rest.
         if size > before * (1 + 1e-6):
             grows = grows or iteration
-            if alpha * curvature <= along and iteration < iterations:
+            if curvature <= 0.0 or (alpha * curvature <= along and iteration < iterations):
                 continue
             shorter = curvature / square  # between 1 over the largest eigenvalue and half of alpha
             if solver.step_size == "auto":  # power iteration came too short

@@ -393,3 +393,25 @@ def test_exact_refuses_what_is_too_large_before_it_starts() -> None:
     with pytest.raises(HypergradientError, match=r"Exact\(max_params=5\).* 6 weights.*ConjugateGradient"):
         Exact(max_params=5).solve(product, normal(0, 6))
     assert product.products == 0
+
+
+@pytest.mark.parametrize("iterations", [4, 5, 20])
+def test_conjugate_gradients_refuse_a_singular_matrix_that_b_is_not_in_the_range_of(iterations: int) -> None:
+    """There p'Ap is rounding in the end, of either sign, and a step by its inverse goes as far as 1e16."""
+    for seed in range(40):
+        a, b = symmetric(seed, values(3, 2, 2, 1, 0, 0)), normal(seed + 9, 6)
+        with pytest.raises(NonPositiveCurvature):
+            ConjugateGradient(max_iter=iterations).solve(Matrix(a), b)
+        inside = a @ b
+        solution = ConjugateGradient(tol=1e-10, max_iter=iterations).solve(Matrix(a), inside)
+        assert solution.converged and relative(a @ solution.vector, inside) < 1e-10
+
+
+def test_a_series_in_a_singular_matrix_is_what_it_is() -> None:
+    """Where there is no curvature v grows by the same in each term, and the residual says so."""
+    for seed in range(20):
+        a, b = symmetric(seed, values(3, 2, 2, 1, 0, 0)), normal(seed + 9, 6)
+        null = torch.linalg.eigh(a).eigenvectors[:, :2]
+        solution = Neumann(terms=300, step_size=0.3).solve(Matrix(a), b)
+        assert relative(null.T @ solution.vector, 90.0 * null.T @ b) < 1e-10
+        assert solution.residual == pytest.approx(float((null.T @ b).norm() / b.norm()), rel=1e-9)
