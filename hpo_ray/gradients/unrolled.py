@@ -11,7 +11,9 @@ loss at its end follows by the chain rule, with A_t = d theta_t / d theta_{t-1} 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Literal
 
 import torch
@@ -109,6 +111,7 @@ def forward_step(
     Returns:
         The state after the step, and Z_t.
     """
+    _load_forward_mode()
     state = {name: tensor.detach() for name, tensor in state.items()}
     hparams = {name: tensor.detach() for name, tensor in hparams.items()}
     rows: dict[str, list[Tensor]] = {name: [] for name in state}
@@ -133,6 +136,14 @@ def forward_step(
                     rows[name].append(torch.zeros_like(primal) if tangent is None else tangent.detach())
             index += 1
     return after, {name: torch.stack(parts) for name, parts in rows.items()}
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Torch's forward mode compiles a few functions at its first use, by means that torch itself has deprecated."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        _dual(torch.zeros(1), torch.zeros(1))
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
