@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian
+from torch.func import grad, jacrev
 
 from hpo_ray.gradients.products import Loss
 
@@ -256,7 +256,7 @@ def dense(loss: Loss, params: Tensors, hparams: Tensors) -> Callable[[Tensor], T
 def minimum(loss: Loss, params: Tensors, hparams: Tensors, tol: float = 1e-14, steps: int = 300) -> dict[str, Tensor]:
     """A strict minimum, by Newton's method on |Hessian| + damping that is lowered as steps succeed."""
     of = dense(loss, params, hparams)
-    slope, curvature = grad(of), hessian(of)
+    slope, curvature = grad(of), jacrev(grad(of))
     w, damping = flat(params).detach(), 1.0
     values = torch.empty(0)
     for _ in range(steps):
