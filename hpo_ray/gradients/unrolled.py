@@ -218,6 +218,7 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         state, tangents = forward_step(lambda _, hparams, step: start(hparams), state, run.hparams, None, 0)
     state = run.forward(state, run.begin, run.traced)
     for step in range(run.traced, run.end):
+        before = state
         state, tangents = forward_step(run.update, state, run.hparams, tangents, step)
     check_finite(state, run.end - run.begin)
     value, pull, direct = outer_gradients(outer_loss, state, run.hparams)
@@ -226,9 +227,9 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     along: Tensor | None = None
     for name, g in pull.items():
         if g is not None:
-            part = tangents[name].flatten(1) @ g.flatten()
+            part = tangents[name].reshape(-1, g.numel()) @ g.flatten()
             along = part if along is None else along + part
-    moved = sum(tangent.abs().flatten(1).sum(1) for tangent in tangents.values())
+    moved = sum(tangent.abs().reshape(len(tangent), -1).sum(1) for tangent in tangents.values())
     assert isinstance(moved, Tensor)
     index = 0
     for name, hparam in run.hparams.items():
@@ -236,6 +237,10 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         index += hparam.numel()
         if along is not None and bool((moved[rows] > 0).any()):
             grads[name] = _sum(grads[name], along[rows].view(hparam.shape).to(hparam.dtype))
+    if any(g is None for g in grads.values()):  # nothing has moved: a derivative of 0, or none at all, as a graph tells
+        _, through = run.back(before, run.end - 1, {name: torch.ones_like(tensor) for name, tensor in state.items()})
+        for name, g in through.items():
+            grads[name] = _sum(grads[name], None if g is None else torch.zeros_like(g))
     return _result(run, value, grads, state)
 
 
