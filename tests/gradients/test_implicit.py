@@ -193,9 +193,7 @@ def test_a_weight_that_only_the_inner_loss_uses_and_one_that_only_the_outer_loss
 
     # No inner loss says where that weight lies: the system has no solution.
     with pytest.raises(NonPositiveCurvature):
-        hypergradient(
-            lambda p, h: problem.inner({"w": p["w"]}, h), outer, {**problem.params, **own}, problem.hparams
-        )  # fmt: skip
+        hypergradient(lambda p, h: problem.inner({"w": p["w"]}, h), outer, {**problem.params, **own}, problem.hparams)
 
 
 def test_a_warm_start_is_the_adjoint_of_an_earlier_result() -> None:
@@ -222,13 +220,9 @@ def test_memory_is_flat_since_one_graph_serves_all_products() -> None:
         calls += 1
         return problem.inner(params, hparams)
 
-    counts = []
+    counts, where = [], (problem.params, problem.hparams)
     for terms in (2, 8, 64):
-        counts.append(
-            hypergradient(
-                inner, problem.outer, problem.params, problem.hparams, Neumann(terms=terms, step_size=0.5)
-            ).products  # fmt: skip
-        )
+        counts.append(hypergradient(inner, problem.outer, *where, Neumann(terms=terms, step_size=0.5)).products)
     assert counts == [2, 8, 64] and calls == 3
     it = InnerProblem(problem.inner, problem.params, problem.hparams)
     v = normal(1, 6)
@@ -274,14 +268,14 @@ def test_dropout_is_the_same_in_all_products_as_the_inner_loss_is_called_once() 
 def test_finite_differences_through_the_training_of_a_network(seed: int) -> None:
     """dF/dlambda by training anew at lambda +- h and +- 2h, from the same minimum.
 
-    A minimum is known to 1e-13 / lowest curvature, the noise of F is about 1e-15, and so that of the slope 2e-12 for
-    h = 1e-3; the error of fourth order is h^4 f^(5) / 30, 3e-14 f^(5). The fifth derivative in the logarithm of a decay
-    is at most about (kappa decay / lowest)^5 times the first, and 1e5 in practice: 3e-9. Slopes are 1e-3 to 1e-1.
+    The gradient at a minimum is below 3e-13 and curvatures above 1e-2, so weights are known to 3e-11 and F, with slopes
+    of 0.1 at most, to 3e-12 in the worst case: 1.5 * 3e-12 / 1e-3 = 4.5e-9 in dF/dlambda, of about 0.05. The error of
+    fourth order is h^4 f^(5) / 30, 3e-14 f^(5), and less than that for a fifth derivative below 1e4. Together 1e-7.
     """
     inner, outer, start, hparams = network(seed)
     params = minimum(inner, start, hparams)
     curvatures = torch.linalg.eigvalsh(jacrev(grad(dense(inner, params, hparams)))(flat(params)))
-    assert curvatures[0] > 1e-4 and curvatures[-1] / curvatures[0] < 1e4
+    assert curvatures[0] > 1e-2 and curvatures[-1] / curvatures[0] < 1e3
     indefinite = torch.linalg.eigvalsh(jacrev(grad(dense(inner, start, hparams)))(flat(start)))
     assert indefinite[0] < 0  # of no convex function
 
@@ -298,8 +292,8 @@ def test_finite_differences_through_the_training_of_a_network(seed: int) -> None
             slopes[place] = slope_of(moved, 1e-3)
         wanted[name] = slopes
     got = hypergradient(inner, outer, params, hparams, ConjugateGradient(tol=1e-13, max_iter=200))
-    assert relative(got.grads, wanted) < 1e-6
-    assert relative(hypergradient(inner, outer, params, hparams, Exact()).grads, wanted) < 1e-6
+    assert relative(got.grads, wanted) < 1e-7
+    assert relative(hypergradient(inner, outer, params, hparams, Exact()).grads, wanted) < 1e-7
     assert relative(hypergradient(inner, outer, params, hparams, Identity()).grads, wanted) > 1e-2
     with pytest.raises(NonPositiveCurvature):
         hypergradient(inner, outer, start, hparams, ConjugateGradient(max_iter=50))
@@ -308,9 +302,8 @@ def test_finite_differences_through_the_training_of_a_network(seed: int) -> None
 def test_the_norm_of_the_inner_gradient_says_how_far_the_weights_are_from_a_minimum() -> None:
     problem = ridge()
     offset = normal(5, 6)
-    got = hypergradient(
-        problem.inner, problem.outer, {"w": problem.params["w"] + offset}, problem.hparams, Exact()
-    )  # fmt: skip
+    params = {"w": problem.params["w"] + offset}
+    got = hypergradient(problem.inner, problem.outer, params, problem.hparams, Exact())
     assert got.inner_gradient_norm == pytest.approx(float((problem.matrix @ offset).norm()), rel=1e-12)
 
 
@@ -358,7 +351,7 @@ def test_dtypes_may_be_mixed_in_one_dict() -> None:
 
 
 def test_autocast_is_near_single_precision() -> None:
-    inner, outer, start, hparams = network()
+    inner, _, start, hparams = network()
     params = {n: t.float() for n, t in minimum(inner, start, hparams).items()}
     x, y = normal(0, 12, 2).float(), normal(1, 12).float()
 
@@ -413,8 +406,12 @@ def test_weights_at_a_saddle_or_a_maximum_are_refused(solver: Solver, signs: tup
     ones = {"w": torch.ones(3, dtype=torch.float64)}
     with pytest.raises(NonPositiveCurvature):
         hypergradient(
-            lambda p, h: 0.5 * (curvature * (p["w"] - h["w"]).square()).sum(), lambda p, h: p["w"].sum(), ones, ones, solver
-        )  # fmt: skip
+            lambda p, h: (curvature * (p["w"] - h["w"]).square()).sum() / 2,
+            lambda p, h: p["w"].sum(),
+            ones,
+            ones,
+            solver,
+        )
 
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if not isinstance(s, Nystrom)], ids=repr)
