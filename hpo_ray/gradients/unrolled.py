@@ -227,9 +227,11 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     along: Tensor | None = None
     for name, g in pull.items():
         if g is not None:
-            part = tangents[name].reshape(-1, g.numel()) @ g.flatten()
+            part = tangents[name].reshape(len(tangents[name]), g.numel()) @ g.flatten()
             along = part if along is None else along + part
-    moved = sum(tangent.abs().reshape(len(tangent), -1).sum(1) for tangent in tangents.values())
+    moved = sum(
+        tangent.abs().reshape(len(tangent), math.prod(tangent.shape[1:])).sum(1) for tangent in tangents.values()
+    )
     assert isinstance(moved, Tensor)
     index = 0
     for name, hparam in run.hparams.items():
