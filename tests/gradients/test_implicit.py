@@ -61,7 +61,7 @@ def solve(problem: Problem, solver: Solver | None = None, **options: Any) -> Any
 
 @pytest.mark.parametrize("factory", PROBLEMS, ids=NAMES)
 @pytest.mark.parametrize("kappa", [1.5, 100.0, 1e4])
-@pytest.mark.parametrize("seed", [0, 100, 200])
+@pytest.mark.parametrize("seed", [0, 100])
 def test_closed_forms(factory: Callable[..., Problem], kappa: float, seed: int) -> None:
     problem = factory(seed, kappa)
     for solver, damping in (
@@ -88,7 +88,7 @@ def test_closed_forms(factory: Callable[..., Problem], kappa: float, seed: int) 
 @pytest.mark.parametrize("seed", [0, 100])
 def test_closed_forms_by_series(factory: Callable[..., Problem], seed: int) -> None:
     problem = factory(seed, 3.0)
-    for solver in (FixedPoint(tol=1e-12, max_iter=2000), Neumann(terms=600)):
+    for solver in (FixedPoint(tol=1e-12, max_iter=2000), Neumann(terms=250)):
         # An error of kappa tol.
         got = solve(problem, solver)
         assert relative(got.grads, problem.grads()) < 1e-10 and got.converged
@@ -96,7 +96,7 @@ def test_closed_forms_by_series(factory: Callable[..., Problem], seed: int) -> N
     assert relative(solve(problem, damped).grads, problem.grads(0.3)) < 1e-10
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 8),
     exponent=st.floats(0.1, 4.0),

@@ -83,9 +83,8 @@ def adam(w: Tensor, g: Tensor, kept: Any, hparams: Tensors, step: int) -> tuple[
 
 @pytest.mark.parametrize("options", MODES, ids=str)
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("kappa", [2.0, 1e4])
-def test_a_schedule_of_learning_rates_on_a_quadratic(options: dict[str, Any], steps: int, kappa: float) -> None:
-    for seed in range(1 if steps == 16 else 2):
+def test_a_schedule_of_learning_rates_on_a_quadratic(options: dict[str, Any], steps: int) -> None:
+    for seed, kappa in ((0, 2.0), (1, 1e4))[steps == 16 :]:
         it = quadratic(seed, kappa)
         rates = 0.1 + 1.5 * torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         got = unrolled_hypergradient(
@@ -146,8 +145,8 @@ def test_all_modes_are_one_graph_over_all_steps(case: str, steps: int) -> None:
     both: Any = lambda p, h: outer(p, h) + 0.1 * h["decay"].sin().sum()  # noqa: E731
     want, weights, value = whole_graph(loss, both, lambda _: params, hparams, steps, move)
     for options in MODES:
-        if options["mode"] == "forward" and steps == 16:
-            continue  # 7 is as good a number
+        if options["mode"] == "forward" and steps > (7 if case in ("momentum", "adam") else 2):
+            continue  # it takes a training for each number
         got = unrolled_hypergradient(make(loss), both, params, hparams, steps=steps, **options)
         assert relative(got.grads, want) < 1e-11, options
         assert got.params is not None
@@ -214,12 +213,12 @@ def test_first_weights_of_adam_as_hyperparameters(options: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
-@pytest.mark.parametrize("truncate", [1, 3, 10, 99])
+@pytest.mark.parametrize("truncate", [1, 3, 99])
 def test_the_last_steps_from_a_minimum_are_a_neumann_series(options: dict[str, Any], truncate: int) -> None:
     for seed, kappa in ((0, 2.0), (100, 1e3)):
         problem = ridge(seed, kappa, SHAPES)
         update = SGD(lambda p, h, step, problem=problem: problem.inner(p, h), inner_lr=0.4)
-        steps = max(12, min(truncate, 20))
+        steps = 12
         got = unrolled_hypergradient(
             update, problem.outer, problem.params, problem.hparams, steps=steps, truncate=truncate, **options
         )  # fmt: skip
@@ -464,9 +463,9 @@ def test_a_hyperparameter_that_nothing_depends_on_is_named(options: dict[str, An
 @pytest.mark.parametrize("make", [SGD, lambda loss: SGD(loss, inner_momentum=0.9)])
 def test_a_training_that_diverges_is_refused(options: dict[str, Any], make: Any) -> None:
     it = quadratic()
-    with pytest.raises(NonFiniteLoss, match="the training diverges: 'w' is not finite after 400 steps; lower"):
+    with pytest.raises(NonFiniteLoss, match="the training diverges: 'w' is not finite after 70 steps; lower"):
         unrolled_hypergradient(
-            make(it.inner), it.outer, {"w": it.start}, {"inner_lr": number(9.0)}, steps=400, **options
+            make(it.inner), it.outer, {"w": it.start}, {"inner_lr": number(1e5)}, steps=70, **options
         )
 
 
