@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from mine_differentiable import Net, OneRate, Rates, Ridge, Saddle, regression
 import hpo_ray
 from hpo_ray import gradients as g
 from hpo_ray.__main__ import main
+from hpo_ray.errors import StudyError
 from hpo_ray.events import FILE_NAME, Reported, read
 from hpo_ray.space import Space
 from hpo_ray.testing import run_study
@@ -101,14 +103,14 @@ def test_the_training_is_gradient_descent() -> None:
 
 
 def test_it_descends_the_validation_loss_and_says_what_it_cost() -> None:
-    trial = make(Ridge, {"decay": 5.0}, iterations=5, tol=0.0)
+    trial = make(Ridge, {"decay": 5.0}, iterations=4, tol=0.0)
     reports = [trial.step() for _ in range(30)]
     assert reports[-1]["loss"] < 0.7 * reports[0]["loss"]
-    # 40 gradients of the training; a gradient and its graph, five products, one with the mixed derivative, one outer
+    # 40 gradients of the training; a gradient and its graph, four products, one with the mixed derivative, one outer
     # gradient; and from the second step on one product more, for the residual of the last solution.
-    costs = [b["gradient_evaluations"] - a["gradient_evaluations"] for a, b in zip(reports, reports[1:], strict=False)]
-    assert reports[0]["gradient_evaluations"] == 40 + 2 * 5 + 4
-    assert set(costs) == {40 + 2 * 6 + 4}
+    costs = [b["gradient_evaluations"] - a["gradient_evaluations"] for a, b in itertools.pairwise(reports)]
+    assert reports[0]["gradient_evaluations"] == 40 + 2 * 4 + 4
+    assert set(costs) == {40 + 2 * 5 + 4}
 
 
 def test_bounds_hold() -> None:
@@ -164,7 +166,7 @@ def test_variants_of_unrolling(rules: dict[str, Any]) -> None:
     first, second = plain.step(), other.step()
     assert second["loss"] == first["loss"]
     same = second["hypergradient_norm"] == pytest.approx(first["hypergradient_norm"], rel=1e-10)
-    assert same == (rules != {"truncate": 3})
+    assert same == (rules == {"keep": "sqrt"}), "one rate for all steps, where training goes on"
     plain.step()
     other.step()
     assert (plain._trained, other._trained) == (9, 18 if rules == {"restart": False} else 9)
@@ -374,7 +376,7 @@ def test_a_training_from_the_start_ends_by_itself_without_a_gradient() -> None:
 
 def test_asha_can_count_gradient_evaluations(folder: Path) -> None:
     typed = study(
-        "Ridge", "method=hypergradient_multistart", "scheduler.time_attr=gradient_evaluations", "budget.trials=6"
+        "Ridge", "method=hypergradient_multistart", "scheduler.time_attr=gradient_evaluations", "budget.trials=12"
     )
     result = run_study([*typed, "task.max_resource=500", "scheduler.min_resource=50", "scheduler.eta=3"], folder)
     assert any(trial.state == "stopped" for trial in result.trials)
@@ -402,12 +404,9 @@ def test_a_population_explores_the_outer_rate_alone(folder: Path) -> None:
     ],
 )
 def test_what_is_not_finite_ends_the_trial_with_the_step(folder: Path, overrides: str, says: str) -> None:
-    result = run_study(
-        study("Ridge", "method=hypergradient", *overrides.split(), "failure.max_failed_fraction=1"), folder
-    )
-    (trial,) = result.trials
-    assert trial.state == "failed" and says in str(trial.error)
-    reports = [e for e in read(result.path / FILE_NAME) if isinstance(e, Reported)]
+    with pytest.raises(StudyError, match=f"all 1 trials failed(.|\n)*{says}"):
+        run_study(study("Ridge", "method=hypergradient", *overrides.split(), "study.name=it"), folder)
+    reports = [event for event in read(folder / "it" / FILE_NAME) if isinstance(event, Reported)]
     assert len(reports) == (2 if "NaN" in overrides else 0)
 
 
@@ -460,7 +459,7 @@ BAD = [
     (["method=hypergradient", "trainable.outer_lr={low: 2.0, high: 1.0}"], ["outer_lr", "low"]),
     (
         ["method=hypergradient", "trainable.outer_lr={low: 0.1, high: 1.0}", "+space.outer_lr={low: 0.1, high: 1.0}"],
-        ["both" if False else "outer_lr is in the space, too"],
+        ["outer_lr is in the space, too"],
     ),
     (["method=hypergradient", "trainable.outr_lr=1"], ["trainable.outr_lr=1", "nearest: trainable.outer_lr"]),
     (["method=pbt", "trainable=hypergradient"], ["moved by the gradient", "trainable.outer_lr="]),
