@@ -101,30 +101,45 @@ class ConjugateGradient(Solver):
         p = r.clone()
         rho = r.dot(r)
         size, target, iteration = math.sqrt(rho.item()), self.tol * norm, 0
+        longest = size  # at least |p|
         while iteration < self.max_iter and size > target:
             iteration += 1
             ap = product(p)
             curvature = p.dot(ap)
-            # |p'Ap| below rounding is no curvature: then alpha would be noise, as large as it likes.
-            least = 10 * torch.finfo(p.dtype).eps * p.norm() * ap.norm()
             alpha = rho / curvature
-            x.addcmul_(p, alpha)
-            r.addcmul_(ap, alpha, value=-1)
+            _add(x, p, alpha)
+            _add(r, ap, -alpha)
             before, rho = rho, r.dot(r)
-            positive, square, bound, along = torch.stack((curvature, rho, least, p.dot(p))).tolist()
-            if positive <= bound:
-                raise NonPositiveCurvature(positive / along, iteration, self.damping)
+            positive, square, last = torch.stack((curvature, rho, before)).tolist()
+            self._check_curvature(p, ap, positive, iteration, longest * (size + math.sqrt(max(square, 0.0))), last)
             size = math.sqrt(square)
             if not math.isfinite(size):
                 break
             if size <= target:
                 r = b - product(x)
                 rho = r.dot(r)
-                size = math.sqrt(rho.item())
+                size = longest = math.sqrt(rho.item())
                 p = r.clone()
             else:
-                p.mul_(rho / before).add_(r)
+                beta = square / last
+                torch.add(r, p, alpha=beta, out=p)
+                longest = size + beta * longest
         return self._solution(x, size / norm, iteration)
+
+    def _check_curvature(
+        self, p: Tensor, ap: Tensor, curvature: float, iteration: int, product: float, rho: float
+    ) -> None:
+        """Refuses p'Ap that is not above its rounding, where alpha would be noise, as large as it likes.
+
+        With A p = (r - r_new) / alpha, |p| |A p| is at most p'Ap `product` / rho with `product` = |p| (|r| + |r_new|).
+        So the norms themselves are taken only where this bound doesn't settle it.
+        """
+        rounding = 10 * torch.finfo(p.dtype).eps
+        if curvature > 0.0 and rounding * product < 0.5 * rho:
+            return
+        along, least = torch.stack((p.dot(p), rounding * p.norm() * ap.norm())).tolist()
+        if curvature <= least:
+            raise NonPositiveCurvature(curvature / along, iteration, self.damping)
 
 
 @dataclass(frozen=True)
@@ -359,10 +374,11 @@ def _richardson(
     while iteration < iterations and size > stop:
         iteration += 1
         ar = product(r)
-        curvature, along = torch.stack((r.dot(ar), r.dot(r))).tolist()
+        bend = r.dot(ar)
         x.add_(r, alpha=alpha)
         r.add_(ar, alpha=-alpha)
-        before, size = size, r.norm().item()
+        before, (curvature, square) = size, torch.stack((bend, r.dot(r))).tolist()
+        size, along = math.sqrt(square), before * before
         if before <= tiny or not math.isfinite(size):  # what is left is rounding
             continue
         if curvature < 0.0:
@@ -380,6 +396,14 @@ def _richardson(
             r = b - product(x)  # what the recurrence says is without its own rounding
             size = r.norm().item()
     return x, size, iteration
+
+
+def _add(x: Tensor, y: Tensor, factor: Tensor) -> None:
+    """Adds factor y to x without waiting for a GPU; on a CPU a number is quicker than a tensor that is broadcast."""
+    if x.is_cpu:
+        x.add_(y, alpha=factor.item())
+    else:
+        x.addcmul_(y, factor)
 
 
 def _begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
