@@ -1,6 +1,7 @@
-"""What is compared: each tool's hypergradient of the problem, as a function without arguments; and the worker that runs it.
+"""What is compared: each tool's hypergradient of the problem, as a function without arguments; and the worker.
 
-Run by `speed.py` in the environment of each tool. Reads commands from stdin, one JSON object a line, and answers each with one.
+Run by `speed.py` in the environment of each tool. Reads commands from stdin, one JSON object a line, and answers each
+with one.
 """
 
 from __future__ import annotations
@@ -131,9 +132,9 @@ def hypergrad(problem: Problem, k: int, alpha: float, method: str) -> Call:
 def hypertorch_formulas(problem: Problem, k: int, alpha: float, method: str) -> Call:
     """Grazzi et al., ICML 2020, section 3, for the map Phi(w) = w - alpha grad f(w), J its derivative in w.
 
-    Their eq. 10: v <- J'v + b, K times from 0 (fixed point), or K iterations of conjugate gradients on (I - J') v = b; the
-    hypergradient is (d Phi / d lambda)' v. Written for this benchmark, on lists of tensors as their library works; not
-    its code.
+    Their eq. 10: v <- J'v + b, K times from 0 (fixed point), or K iterations of conjugate gradients on (I - J') v = b;
+    the hypergradient is (d Phi / d lambda)' v. Written for this benchmark, on lists of tensors as their library works;
+    not its code.
     """
 
     def call() -> Sequence[Tensor]:
@@ -337,7 +338,7 @@ class Worker:
 
 
 def _peak(reset: bool = False) -> int:
-    """The most memory that the process has had, in bytes; with `reset`, what it has now, from where the peak starts anew."""
+    """The most memory that the process has had, in bytes; with `reset` what it has now, and the peak starts anew."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

@@ -1,9 +1,9 @@
 """The problem that hypergradients are timed on, and references for them. Needs torch alone.
 
-A classifier with two hidden layers, 128 inputs, 10 classes and a batch of 256 random examples, at random weights. The inner
-loss is cross entropy plus 0.5 sum_i exp(lambda_i) w_i^2: as many hyperparameters as weights. The outer loss is cross
-entropy of a second batch. The weights are at no minimum, since the time and the linear system don't depend on that; the
-decay is large enough for the Hessian of the inner loss to be positive definite.
+A classifier with two hidden layers, 128 inputs, 10 classes and a batch of 256 random examples, at random weights. The
+inner loss is cross entropy plus 0.5 sum_i exp(lambda_i) w_i^2: as many hyperparameters as weights. The outer loss is
+cross entropy of a second batch. The weights are at no minimum, since the time and the linear system don't depend on
+that; the decay is large enough for the Hessian of the inner loss to be positive definite.
 """
 
 from __future__ import annotations
