@@ -94,6 +94,7 @@ def hypergradient(
     value, pull, direct = outer_gradients(outer_loss, params, hparams)
     inner = InnerProblem(inner_loss, params, hparams)
     b = inner.layout.flatten(pull.values())
+    del pull  # as large as the weights
     _check_finite(b, "the gradient of outer_loss in params")
     inner_norm = _check_finite(inner.gradient(), "the gradient of inner_loss in params")
     start = None if warm_start is None else inner.layout.flatten_dict(warm_start)

@@ -112,6 +112,7 @@ class ConjugateGradient(Solver):
             before, rho = rho, r.dot(r)
             positive, square, last = torch.stack((curvature, rho, before)).tolist()
             self._check_curvature(p, ap, positive, iteration, longest * (size + math.sqrt(max(square, 0.0))), last)
+            del ap  # its memory is the next product's
             size = math.sqrt(square)
             if not math.isfinite(size):
                 break
@@ -374,13 +375,14 @@ def _richardson(
     while iteration < iterations and size > stop:
         iteration += 1
         ar = product(r)
-        bend = r.dot(ar)
         x.add_(r, alpha=alpha)
         r.add_(ar, alpha=-alpha)
-        before, (curvature, square) = size, torch.stack((bend, r.dot(r))).tolist()
-        size, along = math.sqrt(square), before * before
+        before, size = size, math.sqrt(r.dot(r).item())
         if before <= tiny or not math.isfinite(size):  # what is left is rounding
             continue
+        along = before * before
+        # Negative curvature r'Ar makes r longer, so it is looked for only there; r is the new one here.
+        curvature = (r.dot(ar) + alpha * ar.dot(ar)).item() if size > before else 0.0
         if curvature < 0.0:
             raise NonPositiveCurvature(curvature / along, iteration, solver.damping)
         # |B^k b| is log-convex in k for a symmetric B: from the first growth on it grows for ever.
@@ -392,6 +394,7 @@ def _richardson(
                 f"{name}(step_size={alpha:g}) diverges: the terms grow from iteration {iteration} on. A step must be "
                 f"below 2 over the largest eigenvalue of the Hessian, here below {limit:.3g}; or use step_size='auto'"
             )
+        del ar  # its memory is the next product's
         if size <= stop or (iteration == iterations and size <= solver.tol * b.norm().item()):
             r = b - product(x)  # what the recurrence says is without its own rounding
             size = r.norm().item()
