@@ -27,7 +27,8 @@ from peers import ENVIRONMENTS, EXTRA_TERM, OURS, TOOLS
 HERE = Path(__file__).parent
 RESULTS = HERE / "speed.json"
 RIGHT = 1e-3  # the error in single precision up to which a hypergradient counts as right
-LARGE = 5_000_000  # from this size on there are few rounds and iterations, and the slowest tool is left out
+LARGE = 5_000_000  # from this size on there are few rounds and iterations
+SLOWEST = 200_000  # up to this size the slowest tool takes part, and Nystrom is measured
 
 
 class Remote:
@@ -79,7 +80,16 @@ class Benchmark:
         for tool, name in ENVIRONMENTS.items():
             if name not in self.pythons:
                 print(f"{tool} is missing: no {name}/bin/python in the folder that --peers names")
-        self.results: dict[str, Any] = {"times": [], "memory": [], "references": [], "versions": {}}
+        self.results: dict[str, Any] = {
+            "date": date.today().isoformat(),
+            "threads": options.threads,
+            "python": platform.python_version(),
+            "cpus": os.cpu_count(),
+            "versions": {},
+            "references": [],
+            "times": [],
+            "memory": [],
+        }
 
     def remote(self, name: str) -> Remote:
         return Remote(self.pythons[name], self.options.threads, self.device)
@@ -95,11 +105,17 @@ class Benchmark:
         for size in self.options.sizes:
             with tempfile.TemporaryDirectory() as folder:
                 self._size(workers, size, folder)
+            self.save()
         for worker in workers.values():
             worker.close()
         if self.options.memory_size:
             self._memory(self.options.memory_size)
         return self.results
+
+    def save(self) -> None:
+        """Writes what there is so far."""
+        if self.options.save:
+            RESULTS.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def _references(self, worker: Remote, size: int, ks: list[int], steps: list[int], folder: str) -> float:
         answer = worker.ask("references", size=size, ks=ks, steps=steps, folder=folder, converge=True)
@@ -118,7 +134,7 @@ class Benchmark:
         for method, tools in TOOLS.items():
             for k in steps if method == "unrolled" else ks:
                 if method == "nystrom" and (
-                    k != 10 or size > 200_000
+                    k != 10 or size > SLOWEST
                 ):  # K vectors, and their products among each other
                     continue
                 chosen = [
@@ -126,7 +142,7 @@ class Benchmark:
                     for tool in tools
                     if ENVIRONMENTS[tool] in workers
                     and not tool.endswith("forward")  # which is for few hyperparameters
-                    and not (large and tool == "hypergrad")
+                    and not (size > SLOWEST and tool == "hypergrad")
                 ]
                 self._round_robin(workers, method, k, chosen, exact_size, folder, self._rounds(size))
 
@@ -291,6 +307,7 @@ def main() -> None:
     parser.add_argument("--no-save", dest="save", action="store_false", help="speed.json stays as it is")
     options = parser.parse_args()
     options.sizes = options.sizes or ([10**4, 10**5] if options.quick else [10**4, 10**5, 10**6, 10**7])
+    options.save = options.save and not options.quick
     options.steps, options.memory_steps = [10, 50], [10, 50]
     options.memory_size = 10**5 if options.quick else 10**6
     if options.quick:
@@ -298,17 +315,11 @@ def main() -> None:
         options.memory_steps = [10, 20]
     with tempfile.TemporaryDirectory() as folder:
         options.folder = folder
-        results = Benchmark(options).run()
-    results |= {
-        "date": date.today().isoformat(),
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} CPUs",
-    }
+        benchmark = Benchmark(options)
+        results = benchmark.run()
+    benchmark.save()
     print(f"\n{results['device']}, {results['threads']} thread(s), {results['date']}, {results['versions']}\n")
     print(tables(results))
-    if not options.quick and options.save:
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

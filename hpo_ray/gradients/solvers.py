@@ -380,14 +380,14 @@ def _richardson(
         before, size = size, math.sqrt(r.dot(r).item())
         if before <= tiny or not math.isfinite(size):  # what is left is rounding
             continue
-        along = before * before
-        # Negative curvature r'Ar makes r longer, so it is looked for only there; r is the new one here.
-        curvature = (r.dot(ar) + alpha * ar.dot(ar)).item() if size > before else 0.0
-        if curvature < 0.0:
-            raise NonPositiveCurvature(curvature / along, iteration, solver.damping)
+        if size > before:  # negative curvature of the residual makes it longer
+            along = ar.dot(ar)
+            curvature, square = torch.stack((r.dot(ar) + alpha * along, along)).tolist()  # r is the new one
+            if curvature < -10 * torch.finfo(b.dtype).eps * alpha * square:
+                raise NonPositiveCurvature(curvature / before**2, iteration, solver.damping)
         # |B^k b| is log-convex in k for a symmetric B: from the first growth on it grows for ever.
         if size > before * (1 + 1e-6):
-            limit = 2.0 * along / curvature
+            limit = 2.0 * before / math.sqrt(square)
             if solver.step_size == "auto":  # power iteration came too short
                 return _richardson(replace(solver, step_size=0.5 * alpha), product, b, start, iterations, stop)
             raise SolverDiverged(
