@@ -143,7 +143,7 @@ def _check_depends(mixed: Mapping[str, Tensor | None], direct: Mapping[str, Tens
 
 def _check_finite(vector: Tensor, what: str) -> float:
     """The norm of a vector that must be finite."""
-    norm = vector.norm().item()
+    norm: float = vector.norm().item()
     if not math.isfinite(norm) and not torch.isfinite(vector).all():  # the square of a large number may not be
         raise NonFiniteLoss(f"{what} is not finite")
     return norm
