@@ -20,6 +20,7 @@ from hpo_ray.errors import ConfigError, HpoRayError
 if TYPE_CHECKING:
     from hpo_ray.results import StudyResult, StudyState
     from hpo_ray.study import Draft
+    from hpo_ray.trials import TrialRecord
 
 HELP = """\
 Tunes hyperparameters with Ray Tune. One command per method, one override to change it.
@@ -455,7 +456,7 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
         lines.append(f"test       {test} (computed for this trial only)")
     if result.test_error:
         lines.append(f"test       could not be computed: {result.test_error}")
-    lines += [f"  {name}: {value}" for name, value in draft.space.flatten(dict(best.config)).items()]
+    lines += _config_lines(best, draft)
     if ended and ended.model:
         lines.append(f"model      {_model_text(ended.model, draft)}")
     if draft.task.metrics:
@@ -472,6 +473,21 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
         code = f'import hpo_ray; best = hpo_ray.load_best("{folder}")'
         lines.append(f"load it    {shlex.join([python(), '-c', code])}")
     return "\n".join([*lines, *store, *go_on])
+
+
+def _config_lines(best: TrialRecord, draft: Draft) -> list[str]:
+    """The best configuration, a name a line; of what the trial itself moved where that is now, and where it started."""
+    moved, lines = dict(best.hyperparameters), []
+    for name, value in draft.space.flatten(dict(best.config)).items():
+        if name in moved:
+            lines.append(f"  {name}: {moved.pop(name)} (by gradient, from {value})")
+        elif f"{name}.mean" in moved:
+            low, high = (moved.pop(f"{name}.{key}") for key in ("min", "max"))
+            mean, spread = (moved.pop(f"{name}.{key}") for key in ("mean", "std"))
+            lines.append(f"  {name}: {low:.4g} to {high:.4g}, mean {mean:.4g}, std {spread:.4g} (from {value})")
+        else:
+            lines.append(f"  {name}: {value}")
+    return lines
 
 
 def _model_text(model: Mapping[str, Any], draft: Draft) -> str:

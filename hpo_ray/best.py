@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from hpo_ray.errors import StudyError
 from hpo_ray.results import BEST_FOLDER, write_whole
 from hpo_ray.store.urls import password_free
-from hpo_ray.study import load_trainable
+from hpo_ray.study import bound_trainable, space_of
 from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
 from hpo_ray.trainables.context import TrialContext, use_context
 from hpo_ray.trials import TrialRecord
@@ -40,6 +40,7 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
         "trial_id": best.trial_id,
         "number": best.number,
         "config": best.config,
+        **best.moved_json(),
         "value": best.value,
         "resource": best.resource,
         "checkpoint_resource": best.checkpoint_resource if saved else None,
@@ -82,6 +83,7 @@ def load_best(path: str | Path) -> Trainable | Checkpoint:
     """The best trial of a study, as it was when it ended.
 
     For a class: the trainable, restored from its checkpoint; of a `TorchTrainable`, `.model` is the trained network.
+    Of a differentiable task `.hparams` are the hyperparameters that it ended with, `.params` the weights.
 
         model = hpo_ray.load_best("outputs/digits_mlp-hyperband-1").model
 
@@ -108,7 +110,7 @@ def load_best(path: str | Path) -> Trainable | Checkpoint:
         raise StudyError(f"{folder}: no best trial in it: {error.filename}: {error.strerror}") from None
     if not checkpoint.is_dir():
         raise StudyError(f"{folder}: the best trial saved no checkpoint; its configuration is in {BEST_FILE}")
-    trainable = load_trainable(study["task"]["trainable"])
+    trainable = bound_trainable(study)
     if not isinstance(trainable, type):
         return Checkpoint(str(checkpoint.resolve()))
     return _restore(trainable, best["config"], checkpoint, _context(study, best["number"]))
@@ -121,7 +123,7 @@ def test_best(folder: Path) -> Mapping[str, float] | None:
         folder: the study's folder, with `best/` and a checkpoint in it.
     """
     study = load_config(folder)
-    if not hasattr(load_trainable(study["task"]["trainable"]), "test"):
+    if not hasattr(bound_trainable(study), "test"):
         return None
     trainable = load_best(folder)
     with use_context(_context(study, _best(folder)["number"])):
@@ -138,6 +140,7 @@ def _context(study: Mapping[str, Any], number: int) -> TrialContext:
     return TrialContext(
         number=number,
         study_seed=study["seed"],
+        space=space_of(study),
         max_resource=study["scheduler"].get("max_resource", study["task"]["max_resource"]),
         args=study["task"]["args"],
         precision="fp32" if study["trainable"]["precision"] == "fp16" else study["trainable"]["precision"],

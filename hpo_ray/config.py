@@ -70,14 +70,6 @@ class MethodSection:
 
 
 @dataclass
-class TrainableSection:
-    """`trainable.*`: how the task is trained."""
-
-    name: str = "task"
-    precision: str = "fp32"
-
-
-@dataclass
 class ResourcesSection:
     """`resources.*`: what one trial gets."""
 
@@ -138,7 +130,7 @@ class Config:
     method: MethodSection = field(default_factory=MethodSection)
     searcher: Any = None
     scheduler: Any = None
-    trainable: TrainableSection = field(default_factory=TrainableSection)
+    trainable: Any = None  # how the task is trained; `_target_` makes a trainable of a differentiable task
     executor: Any = None
     resources: ResourcesSection = field(default_factory=ResourcesSection)
     tracker: TrackerSection = field(default_factory=TrackerSection)
@@ -148,7 +140,7 @@ class Config:
 
 
 _SAVED = "hpo_ray_saved"
-_SECTIONS = ("searcher", "scheduler", "executor", "task", "method")
+_SECTIONS = ("searcher", "scheduler", "trainable", "executor", "task", "method")
 
 ConfigStore.instance().store("hpo_ray_schema", Config, provider="hpo_ray")
 

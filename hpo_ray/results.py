@@ -385,6 +385,7 @@ class StudyResult:
             "trial_id": self.best.trial_id,
             "number": self.best.number,
             "config": self.best.config,
+            **self.best.moved_json(),
             **({} if self.best.schedule is None else {"schedule": self.best.schedule_json()}),
             "value": self.best.value,
             "resource": self.best.resource,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import DictConfig
 
 from hpo_ray.config import nearest, to_plain
+from hpo_ray.domains import Fixed
 from hpo_ray.errors import ConfigError
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from hpo_ray.executors.base import Executor
     from hpo_ray.searchers.core import SearcherCore
+    from hpo_ray.trainables.settings import Hypergradient
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Draft:
         max_resource: where every trial stops.
         ladder: at which resources the scheduler compares trials.
         grid_size: how many configurations the searcher has; None for no end.
+        settings: how a differentiable task is trained; None where a task's own code says so.
     """
 
     config: Mapping[str, Any]
@@ -100,6 +103,7 @@ class Draft:
     seed: int
     ladder: Ladder
     grid_size: int | None = None
+    settings: Hypergradient | None = None
 
     @property
     def keep_checkpoints(self) -> str:
@@ -170,6 +174,7 @@ def draft(config: DictConfig) -> Draft:
     plain: dict[str, Any] = to_plain(config)
     task = _task(plain["task"])
     _check_one_of("view", plain["view"], ("auto", "live", "plain", "none"))
+    settings = _settings(plain["trainable"])
     _check_one_of("trainable.precision", plain["trainable"]["precision"], ("fp32", "bf16", "fp16"))
     _check_fidelity(plain["fidelity"])
     if plain["trainable"]["precision"] == "fp16" and plain["resources"]["gpu"] == 0:
@@ -203,7 +208,7 @@ def draft(config: DictConfig) -> Draft:
     if plain["store"]["project"] and plain["store"]["url"] is not None:
         check_url(plain["store"]["url"])
     budget = _budget(plain["budget"])
-    space = Space.from_config(plain["space"])
+    space = space_of(plain)
     if not len(space):
         raise ConfigError(
             f"space is empty: there is nothing to tune in task={task.name}; give one, for example "
@@ -229,6 +234,7 @@ def draft(config: DictConfig) -> Draft:
         seed=plain["seed"],
         ladder=ladder,
         grid_size=searcher.size if searcher else None,
+        settings=settings,
     )
 
 
@@ -247,9 +253,9 @@ def build(drafted: Draft) -> Study:
     config, task = drafted.config, drafted.task
     if config["store"]["project"] and config["store"]["url"] is not None:
         check_driver(config["store"]["url"])
-    trainable = load_trainable(task.trainable)
+    trainable = bound_trainable(config)
     searcher = make("searcher", config["searcher"], space=drafted.space, ladder=drafted.ladder)
-    scheduler = make("scheduler", config["scheduler"], space=drafted.space)
+    scheduler = make("scheduler", _without_moved(config["scheduler"], trainable, drafted), space=drafted.space)
     waits = getattr(scheduler, "on_missing_checkpoint", None) == "error" and scheduler.core.pauses
     if waits and isinstance(trainable, type) and not can_save(trainable):
         raise ConfigError(
@@ -348,23 +354,69 @@ def locate(key: str, path: str) -> Any:
         raise ConfigError(f"{key}={path}: {module_name} has no {name!r}{nearest(name, names)}", key=key) from None
 
 
-def load_trainable(path: str) -> Callable[..., Any] | type:
-    """The trainable at a dotted path.
+def bound_trainable(config: Mapping[str, Any]) -> Callable[..., Any] | type:
+    """What Ray Tune runs of a configuration: `task.trainable`, or what `trainable` makes of a differentiable task.
 
     Raises:
-        ConfigError: it can't be imported, or is neither a function of a configuration nor a Ray Tune `Trainable`.
+        ConfigError: it can't be imported, or is not of the kind that is needed.
     """
     from ray.tune import Trainable
 
+    from hpo_ray.trainables.differentiable import REQUIRED, as_task, missing
+    from hpo_ray.trainables.settings import Hypergradient
+
+    path, settings = config["task"]["trainable"], _settings(config["trainable"])
+    found = load_trainable(path)
+    task = as_task(found) if isinstance(found, type) and not issubclass(found, Trainable) else None
+    if task is None:
+        if settings is not None:
+            raise ConfigError(
+                f"task.trainable={path}: trainable={settings.name} needs a differentiable task, a class with "
+                f"{', '.join(REQUIRED)} (hpo_ray.trainables.DifferentiableTask)"
+                + (f"; it lacks {', '.join(missing(found))}" if isinstance(found, type) else "; it is a function"),
+                key="task.trainable",
+            )
+        if isinstance(found, type) and not issubclass(found, Trainable):
+            raise ConfigError(
+                f"task.trainable={path}: the class is no ray.tune.Trainable; derive it from that, give a function "
+                f"`def train(config)`, or a hpo_ray.trainables.DifferentiableTask",
+                key="task.trainable",
+            )
+        return found
+    if lacking := missing(task):
+        raise ConfigError(
+            f"task.trainable={path}: the differentiable task lacks {', '.join(lacking)}", key="task.trainable"
+        )
+    return (settings or Hypergradient(name="task", estimator="none")).bind(task)
+
+
+def space_of(config: Mapping[str, Any]) -> Space:
+    """The space of a configuration: `space`, and the settings of the trainable that are domains.
+
+    Raises:
+        ConfigError: it can't be, or a name is in both.
+    """
+    from hpo_ray.trainables.settings import searched
+
+    section = config.get("trainable") or {}
+    domains = searched(section) if "_target_" in section else {}
+    if both := [name for name in domains if name in config["space"]]:
+        raise ConfigError(
+            f"trainable.{both[0]}={domains[both[0]]}: {both[0]} is in the space, too; leave one out",
+            key=f"trainable.{both[0]}",
+        )
+    return Space.from_config({**config["space"], **domains})
+
+
+def load_trainable(path: str) -> Callable[..., Any] | type:
+    """What is at a dotted path: a class, or a function of a configuration.
+
+    Raises:
+        ConfigError: it can't be imported, or is neither.
+    """
     key = "task.trainable"
     found = locate(key, path)
     if isinstance(found, type):
-        if not issubclass(found, Trainable):
-            raise ConfigError(
-                f"{key}={path}: the class is no ray.tune.Trainable; derive it from that, or give a function "
-                f"`def train(config)`",
-                key=key,
-            )
         return found
     if not callable(found):
         raise ConfigError(f"{key}={path}: is a {type(found).__name__}, not a function or a class", key=key)
@@ -381,6 +433,46 @@ def load_trainable(path: str) -> Callable[..., Any] | type:
             key=key,
         )
     return cast("Callable[..., Any]", found)
+
+
+def _settings(section: Any) -> Hypergradient | None:
+    """How a differentiable task is trained; None for `trainable=task`.
+
+    Raises:
+        ConfigError: a setting is unknown, or out of its range.
+    """
+    from hpo_ray.trainables.settings import searched
+
+    if not isinstance(section, Mapping) or "precision" not in section:
+        raise ConfigError(f"trainable={section!r}: must be a choice, trainable=task", key="trainable")
+    if "_target_" not in section:
+        _check_keys("trainable", section, str(section.get("name")), ("name", "precision"))
+        return None
+    domains = searched(section)
+    made: Hypergradient = make("trainable", {key: value for key, value in section.items() if key not in domains})
+    _check_keys("trainable", domains, type(made).__name__, tuple(vars(made)))
+    return made
+
+
+def _without_moved(section: Mapping[str, Any], trainable: Any, drafted: Draft) -> Mapping[str, Any]:
+    """The section of a scheduler that explores, told to leave alone what trials move by themselves.
+
+    Raises:
+        ConfigError: nothing is left to explore.
+    """
+    if "frozen" not in section or drafted.settings is None:
+        return section
+    from hpo_ray.trainables.hypergradient import moved_names
+
+    domains = drafted.space.domains
+    frozen = [*section["frozen"], *moved_names(trainable.task_class, domains)]
+    if not any(name not in frozen and not isinstance(domain, Fixed) for name, domain in domains.items()):
+        raise ConfigError(
+            f"space: every name in it is moved by the gradient ({', '.join(domains)}), and {_choice_name(section)} has "
+            f"nothing to explore; give a setting as a domain, 'trainable.outer_lr={{low: 0.01, high: 1.0, log: true}}'",
+            key="space",
+        )
+    return {**section, "frozen": frozen}
 
 
 def _task(section: Mapping[str, Any]) -> Task:

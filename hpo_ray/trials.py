@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+HYPERPARAMETER = "hyperparameter/"
+"""What the metrics begin with that say where a trial that moves its hyperparameters itself has moved them to."""
+
 
 @dataclass
 class TrialRecord:
@@ -66,6 +69,19 @@ class TrialRecord:
         """Under which configurations the weights that it has at a resource were trained."""
         return [entry for entry in self.schedule or [(0, self.config)] if entry[0] < resource]
 
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """Where the trial itself has moved hyperparameters to, by name, or `name.mean`, `.min`, … of many; often none.
+
+        Its value belongs to these; `config` has where they started.
+        """
+        found = {n.removeprefix(HYPERPARAMETER): v for n, v in self.metrics.items() if n.startswith(HYPERPARAMETER)}
+        return found
+
+    def moved_json(self) -> dict[str, Any]:
+        """`hyperparameters`, for a trial that has moved any."""
+        return {"hyperparameters": self.hyperparameters} if self.hyperparameters else {}
+
     def to_json(self) -> dict[str, Any]:
         """A line of trials.jsonl. Values that are not finite become null."""
         return {
@@ -73,6 +89,7 @@ class TrialRecord:
             "number": self.number,
             "state": self.state,
             "config": self.config,
+            **self.moved_json(),
             "value": self.value,
             "resource": self.resource,
             "history": [[r, v if math.isfinite(v) else None] for r, v in self.history],

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
+from hpo_ray.gradients.generators import Generators
 from hpo_ray.gradients.implicit import UNROLLED, Hypergradient, outer_gradients
-from hpo_ray.gradients.products import Loss, leaves, scalar
+from hpo_ray.gradients.products import NO_PARAMS, Loss, leaves, scalar
 
 
 def darts_hypergradient(
@@ -43,12 +44,12 @@ def darts_hypergradient(
     """
     _check(inner_lr=inner_lr, epsilon=epsilon)
     hparams = leaves(hparams, "hparams")
-    random = _Generators(params)
+    random = Generators(params)
     weights = leaves(params, "params")
     random.rewind()
     with torch.enable_grad():
         value = scalar(inner_loss(weights, hparams), "inner_loss")
-    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    found = _gradient(value, weights)
     ahead = {
         name: weight.detach() if g is None else weight.detach() - inner_lr * g
         for (name, weight), g in zip(weights.items(), found, strict=True)
@@ -94,13 +95,13 @@ def sama_hypergradient(
     """
     _check(inner_lr=inner_lr, epsilon=epsilon)
     hparams = leaves(hparams, "hparams")
-    random = _Generators(params)
+    random = Generators(params)
     outer, pull, direct = outer_gradients(outer_loss, params, hparams)
     weights = leaves(params, "params")
     random.rewind()
     with torch.enable_grad():
         value = scalar(inner_loss(weights, hparams), "inner_loss")
-    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    found = _gradient(value, weights)
     v = {}
     for (name, weight), g in zip(weights.items(), found, strict=True):
         outside = pull[name]
@@ -149,10 +150,18 @@ def adam_derivative(
     """
     (b1, b2), t = betas, step + 1
     c1, c2 = (1 - b1) / (1 - b1**t), (1 - b2) / (1 - b2**t)
-    m = b1 * first / (1 - b1**t) + c1 * gradient
-    root = (b2 * second / (1 - b2**t) + c2 * gradient * gradient).sqrt()
-    slope = torch.where(root > 0, c2 * gradient / torch.where(root > 0, root, 1.0), 0.0)
-    return c1 / (root + eps) - m * slope / (root + eps).square()
+    before, square = b1 * first / (1 - b1**t), b2 * second / (1 - b2**t)
+    root = (square + c2 * gradient * gradient).sqrt()
+    # c1 / (root + eps) - m (d root / dg) / (root + eps)^2, without the difference of two numbers that are nearly alike
+    rest = torch.where(root > 0, (c1 * square - c2 * gradient * before) / torch.where(root > 0, root, 1.0), 0.0)
+    return (c1 * eps + rest) / (root + eps).square()
+
+
+def _gradient(value: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    if all(g is None for g in found):
+        raise NotDifferentiable(NO_PARAMS)
+    return found
 
 
 def _difference(
@@ -161,7 +170,7 @@ def _difference(
     hparams: Mapping[str, Tensor],
     v: Mapping[str, Tensor],
     epsilon: float,
-    random: _Generators,
+    random: Generators,
 ) -> dict[str, Tensor | None]:
     """(grad_lambda f(theta + e v) - grad_lambda f(theta - e v)) / (2 e) with e = epsilon / |v|."""
     norm = torch.stack([tensor.norm().double() for tensor in v.values()]).norm().item()
@@ -179,20 +188,6 @@ def _difference(
         name: None if plus is None or minus is None else (plus - minus) / (2 * e)
         for name, plus, minus in zip(hparams, *sides, strict=True)
     }
-
-
-class _Generators:
-    """The states of torch's generators, of the CPU and of the GPU that the weights are on, to go back to."""
-
-    def __init__(self, params: Mapping[str, Tensor]) -> None:
-        self._cpu = torch.get_rng_state()
-        devices = {tensor.device for tensor in params.values() if tensor.device.type == "cuda"}
-        self._gpu = {device: torch.cuda.get_rng_state(device) for device in devices}
-
-    def rewind(self) -> None:
-        torch.set_rng_state(self._cpu)
-        for device, state in self._gpu.items():
-            torch.cuda.set_rng_state(state, device)
 
 
 def _result(

@@ -11,7 +11,9 @@ loss at its end follows by the chain rule, with A_t = d theta_t / d theta_{t-1} 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hpo_ray.gradients.errors import HypergradientError, NotDifferentiable
+from hpo_ray.gradients.generators import Generators
 from hpo_ray.gradients.implicit import Hypergradient, outer_gradients
 from hpo_ray.gradients.products import Loss, leaves
 from hpo_ray.gradients.updates import State, Update, check_finite
@@ -93,46 +96,105 @@ def forward_step(
     hparams: Mapping[str, Tensor],
     tangents: Mapping[str, Tensor] | None,
     step: int,
+    moved: Sequence[str] | None = None,
 ) -> tuple[State, dict[str, Tensor]]:
     """One step of training, and of Z_t = A_t Z_{t-1} + B_t with it: forward mode, one step at a time.
 
-    For hyperparameters that are changed while training goes on (RTHO, Franceschi et al. 2017, section 3.3).
+    For hyperparameters that are changed while training goes on (RTHO, Franceschi et al. 2017, section 3.3). Of `SGD`
+    and `Adam` all rows of Z are computed at once (`torch.func.vmap`), of an update of your own one after another.
 
     Args:
         update: as of `unrolled_hypergradient`.
         state: before the step.
         hparams: the hyperparameters.
         tangents: Z_{t-1}: of each tensor of the state its derivatives, (H, *shape), a row for each single
-            hyperparameter in the order of `hparams`; None for zeros.
+            hyperparameter in the order of `moved`; None for zeros.
         step: its number.
+        moved: the names of those whose derivatives are carried; None for all.
 
     Returns:
         The state after the step, and Z_t.
     """
+    _load_forward_mode()
     state = {name: tensor.detach() for name, tensor in state.items()}
     hparams = {name: tensor.detach() for name, tensor in hparams.items()}
-    rows: dict[str, list[Tensor]] = {name: [] for name in state}
+    basis = _basis({name: hparams[name] for name in (hparams if moved is None else moved)})
+    rows = len(next(iter(basis.values())))
+    if tangents is None:
+        tangents = {name: tensor.new_zeros(rows, *tensor.shape) for name, tensor in state.items()}
+    together = _all_rows if isinstance(update, Update) else _row_by_row
+    return together(update, state, hparams, tangents, basis, step)  # type: ignore[arg-type]
+
+
+def _all_rows(
+    update: Update,
+    state: State,
+    hparams: dict[str, Tensor],
+    tangents: Mapping[str, Tensor],
+    basis: dict[str, Tensor],
+    step: int,
+) -> tuple[State, dict[str, Tensor]]:
+    random = Generators(state)
+    with torch.no_grad():
+        after = update(state, hparams, step)
+
+    def run(state: State, moved: dict[str, Tensor]) -> State:
+        values = {**hparams, **moved}
+        grads = torch.func.grad(lambda weights: update.loss(weights, values, step))(update.weights(state))
+        return update.move(state, grads, values, step)
+
+    def push(along_state: State, along_moved: dict[str, Tensor]) -> State:
+        at = (state, {name: hparams[name] for name in basis})
+        pushed: State = torch.func.jvp(run, at, (along_state, along_moved))[1]
+        return pushed
+
+    random.rewind()
+    pushed: dict[str, Tensor] = torch.func.vmap(push, randomness="same")(dict(tangents), basis)
+    return after, {name: tensor.detach() for name, tensor in pushed.items()}
+
+
+def _row_by_row(
+    update: Step,
+    state: State,
+    hparams: dict[str, Tensor],
+    tangents: Mapping[str, Tensor],
+    basis: dict[str, Tensor],
+    step: int,
+) -> tuple[State, dict[str, Tensor]]:
+    pushed: dict[str, list[Tensor]] = {}
     after: State = {}
-    index = 0
-    for which, hparam in hparams.items():
-        for place in range(hparam.numel()):
-            with torch.enable_grad(), forward_ad.dual_level():
-                seed = torch.zeros_like(hparam)
-                seed.view(-1)[place] = 1.0
-                dual_h = {**hparams, which: _dual(hparam, seed)}
-                dual_s = {
-                    name: tensor.requires_grad_()
-                    if tangents is None
-                    else _dual(tensor, tangents[name][index]).requires_grad_()
-                    for name, tensor in ((n, t.detach()) for n, t in state.items())
-                }
-                moved = update(dual_s, dual_h, step)
-                for name, tensor in moved.items():
-                    primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-                    after[name] = primal.detach()
-                    rows[name].append(torch.zeros_like(primal) if tangent is None else tangent.detach())
-            index += 1
-    return after, {name: torch.stack(parts) for name, parts in rows.items()}
+    random = Generators(state)
+    for row in range(len(next(iter(basis.values())))):
+        random.rewind()
+        with torch.enable_grad(), forward_ad.dual_level():
+            along = {**hparams, **{name: _dual(hparams[name], rows[row]) for name, rows in basis.items()}}
+            begin = {name: _dual(tensor, tangents[name][row]).requires_grad_() for name, tensor in state.items()}
+            for name, tensor in update(begin, along, step).items():
+                primal, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+                after[name] = primal.detach()
+                rows_of = pushed.setdefault(name, [])
+                rows_of.append(torch.zeros_like(primal) if tangent is None else tangent.detach())
+    return after, {name: torch.stack(parts) for name, parts in pushed.items()}
+
+
+def _basis(hparams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A row for each single hyperparameter, (H, *shape) by name, with a one in its place."""
+    total = sum(tensor.numel() for tensor in hparams.values())
+    found, index = {}, 0
+    for name, tensor in hparams.items():
+        rows = tensor.new_zeros(total, tensor.numel())
+        rows[index : index + tensor.numel()] = torch.eye(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        found[name] = rows.view(total, *tensor.shape)
+        index += tensor.numel()
+    return found
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Torch's forward mode compiles a few functions at its first use, by means that torch itself has deprecated."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        _dual(torch.zeros(1), torch.zeros(1))
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
@@ -207,6 +269,7 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         state, tangents = forward_step(lambda _, hparams, step: start(hparams), state, run.hparams, None, 0)
     state = run.forward(state, run.begin, run.traced)
     for step in range(run.traced, run.end):
+        before = state
         state, tangents = forward_step(run.update, state, run.hparams, tangents, step)
     check_finite(state, run.end - run.begin)
     value, pull, direct = outer_gradients(outer_loss, state, run.hparams)
@@ -215,9 +278,11 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     along: Tensor | None = None
     for name, g in pull.items():
         if g is not None:
-            part = tangents[name].flatten(1) @ g.flatten()
+            part = tangents[name].reshape(len(tangents[name]), g.numel()) @ g.flatten()
             along = part if along is None else along + part
-    moved = sum(tangent.abs().flatten(1).sum(1) for tangent in tangents.values())
+    moved = sum(
+        tangent.abs().reshape(len(tangent), math.prod(tangent.shape[1:])).sum(1) for tangent in tangents.values()
+    )
     assert isinstance(moved, Tensor)
     index = 0
     for name, hparam in run.hparams.items():
@@ -225,6 +290,10 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         index += hparam.numel()
         if along is not None and bool((moved[rows] > 0).any()):
             grads[name] = _sum(grads[name], along[rows].view(hparam.shape).to(hparam.dtype))
+    if any(g is None for g in grads.values()):  # nothing has moved: a derivative of 0, or none at all, as a graph tells
+        _, through = run.back(before, run.end - 1, {name: torch.ones_like(tensor) for name, tensor in state.items()})
+        for name, g in through.items():
+            grads[name] = _sum(grads[name], None if g is None else torch.zeros_like(g))
     return _result(run, value, grads, state)
 
 

@@ -85,9 +85,19 @@ class Update(ABC):
         self, state: Mapping[str, Tensor], grads: Mapping[str, Tensor], hparams: Mapping[str, Tensor], step: int
     ) -> State:
         """The state after a step along these gradients."""
+        return self.apply(state, *self.direction(state, grads, hparams, step), hparams, step)
+
+    def apply(
+        self,
+        state: Mapping[str, Tensor],
+        direction: Mapping[str, Tensor],
+        slots: Mapping[str, Tensor],
+        hparams: Mapping[str, Tensor],
+        step: int,
+    ) -> State:
+        """The state after a step of -inner_lr along a direction, with these slots."""
         rate = self._own(hparams, "inner_lr", step)
-        direction, slots = self.direction(state, grads, hparams, step)
-        return {**{name: state[name] - rate * direction[name] for name in grads}, **slots}
+        return {**{name: state[name] - rate * direction[name] for name in direction}, **slots}
 
     @abstractmethod
     def direction(

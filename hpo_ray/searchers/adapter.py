@@ -211,7 +211,11 @@ class SpaceSearcher(Searcher):  # type: ignore[misc]  # ray ships no types
 class RandomSearcher(SpaceSearcher):
     """Draws each configuration from the space: uniform, log-uniform, conditions honoured.
 
-    The number-th configuration depends on the seed and the number alone. Arguments: see `SpaceSearcher`.
+    The number-th configuration depends on the seed and the number alone.
+
+    Args:
+        middle_first: whether the first is the middle of all domains, of log domains the geometric one. Others:
+            `SpaceSearcher`.
     """
 
     Core = RandomCore

@@ -1,9 +1,5 @@
 """A PyTorch model as a Ray Tune trainable: resumable to the bit, safe to reuse, ready for PBT.
 
-A trial's numbers depend on its configuration, its seed and its checkpoint, and on nothing else: not on the trials that
-ran before it in the same process, nor on the process. So every call runs under the trial's own random states and
-thread count, and puts back those that it found.
-
 Population-based training sets a new configuration on a trial and *then* loads another trial's checkpoint, whose
 optimizer state would silently undo the new learning rate. So a checkpoint holds the configuration that it was made
 with, and where that differs from the trial's own, the trial's own optimizer settings win.
@@ -11,32 +7,28 @@ with, and where that differs from the trial's own, the trial's own optimizer set
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import random
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from ray.tune import Trainable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from hpo_ray.errors import ConfigError
-from hpo_ray.trainables.context import FIDELITIES, TrialContext, get_context
+from hpo_ray.trainables.context import FIDELITIES, get_context
+from hpo_ray.trainables.cursor import Cursor
+from hpo_ray.trainables.seeded import RandomState, SeededTrainable, plain, without_numpy
 
 STATE_FILE = "state.pt"
 """The file that a checkpoint consists of."""
 
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
+class TorchTrainable(SeededTrainable):
     """Trains a PyTorch model, one unit of resource a `step()`: an epoch, by default. Subclass it and say what to train.
 
     Three hooks have to be written: `build_model`, `build_optimizer` and `build_data`. The others have defaults:
@@ -109,20 +101,16 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
     optimizer: Optimizer
     lr_scheduler: LRScheduler | None
     data: Mapping[str, Any]
-    device: torch.device
     generator: torch.Generator
     scaler: torch.amp.GradScaler
-    config: dict[str, Any]
 
-    _context: TrialContext
-    _random_state: _RandomState
     _data_key: tuple[object, ...] | None = None
     _nested: Tensor | None = None
     """The training rows in the order in which shares take them; None until a share of this data is asked for."""
     _resource: int
     """Units trained, the one under way included."""
-    _epoch: _Epoch | None
-    """With `steps`, the epoch under way."""
+    _cursor: Cursor
+    """With `steps`, the place in the epoch under way."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -270,16 +258,16 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         The file holds tensors and plain values only, so that it can be read without running code from it.
         """
         state = {
-            "config": _plain(self.config),
+            "config": plain(self.config),
             "model": self.model.state_dict(),
-            "optimizer": _without_numpy(self.optimizer.state_dict()),
+            "optimizer": without_numpy(self.optimizer.state_dict()),
             "optimizer_class": _class_name(self.optimizer),
-            "lr_scheduler": _without_numpy(self.lr_scheduler.state_dict()) if self.lr_scheduler is not None else None,
+            "lr_scheduler": without_numpy(self.lr_scheduler.state_dict()) if self.lr_scheduler is not None else None,
             "scaler": self.scaler.state_dict(),
             "shuffle": self.generator.get_state(),
             "random": self._random_state.to_plain(),
             "resource": self._resource,
-            "epoch": None if self._epoch is None else (self._epoch.shuffle, self._epoch.position),
+            "epoch": self._cursor.state,
         }
         torch.save(state, Path(checkpoint_dir) / STATE_FILE)
 
@@ -295,7 +283,7 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         """
         # To the CPU first: load_state_dict copies to where each tensor belongs, and generator states belong there.
         state = torch.load(Path(checkpoint_dir) / STATE_FILE, map_location="cpu", weights_only=True)
-        own, donor = _plain(self.config), state["config"]
+        own, donor = plain(self.config), state["config"]
         with self._alone():
             self._build_optimizer()
             try:
@@ -326,8 +314,8 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["shuffle"])
         self._resource = state.get("resource", 0)  # not there in checkpoints that are older than fidelities
-        self._epoch = _Epoch(*state["epoch"]) if state.get("epoch") else None
-        self._random_state = _RandomState.from_plain(state["random"], own_gpu=self._random_state.gpu)
+        self._cursor = Cursor(self.generator, state.get("epoch"))
+        self._random_state = RandomState.from_plain(state["random"], own_gpu=self._random_state.gpu)
 
     def cleanup(self) -> None:
         """Frees the model, the optimizer and the data."""
@@ -345,14 +333,14 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         data_key = (self.device, context.study_seed, dict(context.args))
         if self.data_depends_on_config or self._data_key != data_key:
             # Under a state of its own: whether data is built or kept must not show in the trial's weights.
-            self._random_state = _RandomState.seeded(context.split_seed, self.device)
+            self._random_state = RandomState.seeded(context.split_seed, self.device)
             with self._alone():
                 self.data = self.build_data(copy.deepcopy(config))
             self._data_key, self._nested = data_key, None
         shuffling, others = np.random.SeedSequence(context.seed).generate_state(2)
         self.generator = torch.Generator().manual_seed(int(shuffling))
-        self._resource, self._epoch = 0, None
-        self._random_state = _RandomState.seeded(int(others), self.device)
+        self._resource, self._cursor = 0, Cursor(self.generator)
+        self._random_state = RandomState.seeded(int(others), self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=context.precision == "fp16")
         with self._alone():
             self.model = self.build_model(copy.deepcopy(config)).to(self.device)
@@ -362,30 +350,6 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         """Drops what belongs to one trial, so that the next one's model does not share the memory with it."""
         for name in ("model", "optimizer", "lr_scheduler", "scaler", "generator"):
             self.__dict__.pop(name, None)
-
-    def _choose_device(self) -> torch.device:
-        resources = self.trial_resources
-        gpus = self._context.gpus if resources is None else resources.required_resources.get("GPU", 0)
-        precision = self._context.precision
-        if precision not in _AUTOCAST:
-            raise ConfigError(
-                f"trainable.precision={precision} is unknown: use one of {', '.join(_AUTOCAST)}.",
-                key="trainable.precision",
-            )
-        if gpus > 0:
-            if not torch.cuda.is_available():
-                raise RuntimeError(
-                    f"The trial was given {gpus:g} GPU, but torch.cuda.is_available() is False in its process. Install "
-                    f"a CUDA build of torch (this is {torch.__version__}) and its driver, or give the trials no GPU."
-                )
-            return torch.device("cuda")
-        if precision == "fp16":
-            raise ConfigError(
-                "trainable.precision=fp16 needs a GPU, and the trial has none: use trainable.precision=bf16 or fp32, "
-                "or give the trials a GPU.",
-                key="trainable.precision",
-            )
-        return torch.device("cpu")
 
     def _build_optimizer(self) -> None:
         self.optimizer = self.build_optimizer(self.model, copy.deepcopy(self.config))
@@ -423,7 +387,7 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         size = self._batch_size()
         if self._context.fidelity == "steps":
             for _ in range(self._context.steps_per_unit):
-                yield self._next_batch(len(x), size).to(x.device)
+                yield self._cursor.next(len(x), size).to(x.device)
             return
         order = torch.randperm(self._rows(len(x)), generator=self.generator)
         if self._context.fidelity == "data_fraction":
@@ -440,42 +404,6 @@ class TorchTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         if self._context.fidelity != "data_fraction":
             return n
         return min(n, -(-n * self._resource // self._context.max_resource))
-
-    def _next_batch(self, n: int, size: int) -> Tensor:
-        """The next batch of the epoch under way, or the first of a new one."""
-        epoch = self._epoch
-        if epoch is None or epoch.position >= n:
-            epoch = self._epoch = _Epoch(self.generator.get_state())
-            epoch.order = torch.randperm(n, generator=self.generator)
-        elif epoch.order is None:  # it goes on from a checkpoint
-            epoch.order = torch.randperm(n, generator=_generator(epoch.shuffle))
-        assert epoch.order is not None
-        batch = epoch.order[epoch.position : epoch.position + size]
-        epoch.position += size
-        return batch
-
-    def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        dtype = _AUTOCAST[self._context.precision]
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Runs the block under the trial's own random states and thread count, and puts back those of the process.
-
-        The number of threads decides how sums are split, and so their last digits.
-        """
-        outside, threads = _RandomState.capture(self.device), torch.get_num_threads()
-        self._random_state.apply(self.device)
-        own_threads = max(1, int(self._context.cpus))
-        if own_threads != threads:
-            torch.set_num_threads(own_threads)
-        try:
-            yield
-        finally:
-            self._random_state = _RandomState.capture(self.device)
-            outside.apply(self.device)
-            if own_threads != threads:
-                torch.set_num_threads(threads)
 
 
 def nested_order(target: Tensor, seed: int) -> Tensor:
@@ -500,108 +428,6 @@ def nested_order(target: Tensor, seed: int) -> Tensor:
         rows = np.flatnonzero(classes == number)
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     return torch.from_numpy(random_order[np.argsort(place, kind="stable")])
-
-
-@dataclass
-class _Epoch:
-    """An epoch that `steps` is in the middle of.
-
-    Attributes:
-        shuffle: the generator's state from which its order was drawn: small, where the order is as long as the data.
-        position: examples met.
-        order: of the rows; None until it is needed.
-    """
-
-    shuffle: Tensor
-    position: int = 0
-    order: Tensor | None = None
-
-
-def _generator(state: Tensor) -> torch.Generator:
-    generator = torch.Generator()
-    generator.set_state(state)
-    return generator
-
-
-@dataclass(frozen=True)
-class _RandomState:
-    """The states of the generators that all code in a process shares: of torch, its GPU, numpy and `random`."""
-
-    cpu: Tensor
-    gpu: Tensor | None
-    numpy: Any
-    python: Any
-
-    @classmethod
-    def seeded(cls, seed: int, device: torch.device) -> _RandomState:
-        """The states that a seed (32 bits) leads to, without touching any generator in use."""
-        return cls(
-            cpu=torch.Generator().manual_seed(seed).get_state(),
-            gpu=torch.Generator(device).manual_seed(seed).get_state() if device.type == "cuda" else None,
-            numpy=np.random.RandomState(seed).get_state(),
-            python=random.Random(seed).getstate(),
-        )
-
-    @classmethod
-    def capture(cls, device: torch.device) -> _RandomState:
-        """The states as they are now."""
-        return cls(
-            cpu=torch.get_rng_state(),
-            gpu=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            numpy=np.random.get_state(),
-            python=random.getstate(),
-        )
-
-    def apply(self, device: torch.device) -> None:
-        """Makes these the states of the process."""
-        torch.set_rng_state(self.cpu)
-        if self.gpu is not None:
-            torch.cuda.set_rng_state(self.gpu, device)
-        np.random.set_state(self.numpy)
-        random.setstate(self.python)
-
-    def to_plain(self) -> dict[str, Any]:
-        """The states as tensors and plain values, which `torch.load(weights_only=True)` accepts."""
-        kind, keys, position, has_gauss, gauss = self.numpy
-        return {
-            "cpu": self.cpu,
-            "gpu": self.gpu,
-            "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
-            "python": self.python,
-        }
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any], own_gpu: Tensor | None) -> _RandomState:
-        """What `to_plain` gave. A trial on a GPU that loads a checkpoint from a CPU keeps its `own_gpu` state."""
-        kind, keys, position, has_gauss, gauss = plain["numpy"]
-        return cls(
-            cpu=plain["cpu"],
-            gpu=own_gpu if own_gpu is None or plain["gpu"] is None else plain["gpu"],
-            numpy=(kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss),
-            python=plain["python"],
-        )
-
-
-def _plain(value: Any) -> Any:
-    """A configuration as builtin values only, to be compared and to be read from a file without running code."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    return getattr(value, "__qualname__", None) or repr(value)
-
-
-def _without_numpy(state: Any) -> Any:
-    """The state with numpy's numbers as builtin ones: a learning rate may be one, and `weights_only` refuses them."""
-    if type(state) is dict:
-        return {key: _without_numpy(item) for key, item in state.items()}
-    if type(state) in (list, tuple):
-        return type(state)(map(_without_numpy, state))
-    return state.item() if isinstance(state, np.generic) else state
 
 
 def _class_name(value: object) -> str:
