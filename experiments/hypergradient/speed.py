@@ -108,14 +108,14 @@ class Benchmark:
             self.save()
         for worker in workers.values():
             worker.close()
-        if self.options.memory_size:
+        if self.options.memory:
             self._memory(self.options.memory_size)
         return self.results
 
     def save(self) -> None:
         """Writes what there is so far."""
         if self.options.save:
-            RESULTS.write_text(json.dumps(self.results, indent=1) + "\n")
+            self.options.output.write_text(json.dumps(self.results, indent=1) + "\n")
 
     def _references(self, worker: Remote, size: int, ks: list[int], steps: list[int], folder: str) -> float:
         answer = worker.ask("references", size=size, ks=ks, steps=steps, folder=folder, converge=True)
@@ -300,13 +300,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="folder of the environments of the other libraries")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds; speed.json stays as it is")
-    parser.add_argument("--sizes", type=lambda s: [int(float(x)) for x in s.split(",")], default=None)
+    parser.add_argument("--sizes", type=lambda s: [int(float(x)) for x in s.split(",") if x], default=None)
     parser.add_argument("--ks", type=lambda s: [int(x) for x in s.split(",")], default=[5, 10, 20])
     parser.add_argument("--threads", type=int, default=1, help="of torch, in every process")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each tool; 3 above five million weights")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="times and errors only")
     parser.add_argument("--no-save", dest="save", action="store_false", help="speed.json stays as it is")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="in place of speed.json")
     options = parser.parse_args()
-    options.sizes = options.sizes or ([10**4, 10**5] if options.quick else [10**4, 10**5, 10**6, 10**7])
+    options.sizes = (
+        options.sizes
+        if options.sizes is not None
+        else ([10**4, 10**5] if options.quick else [10**4, 10**5, 10**6, 10**7])
+    )
     options.save = options.save and not options.quick
     options.steps, options.memory_steps = [10, 50], [10, 50]
     options.memory_size = 10**5 if options.quick else 10**6
