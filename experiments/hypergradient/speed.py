@@ -34,10 +34,12 @@ SLOWEST = 200_000  # up to this size the slowest tool takes part, and Nystrom is
 class Remote:
     """A worker in an environment, and its answers."""
 
-    def __init__(self, python: str, threads: int, device: str) -> None:
+    def __init__(self, python: str, threads: int, device: str, exact_memory: bool = False) -> None:
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), "PYTHONWARNINGS": "ignore"}
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(threads)
+        if exact_memory:  # each tensor mapped on its own, so that a hole in the heap is not taken for use
+            environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
         self._process = subprocess.Popen(
             [python, str(HERE / "peers.py"), str(threads), device],
             stdin=subprocess.PIPE,
@@ -91,8 +93,8 @@ class Benchmark:
             "memory": [],
         }
 
-    def remote(self, name: str) -> Remote:
-        return Remote(self.pythons[name], self.options.threads, self.device)
+    def remote(self, name: str, exact_memory: bool = False) -> Remote:
+        return Remote(self.pythons[name], self.options.threads, self.device, exact_memory)
 
     def run(self) -> dict[str, Any]:
         """Times, errors and memory."""
@@ -204,7 +206,7 @@ class Benchmark:
         for method, tool, k, shared in cases:
             if ENVIRONMENTS[tool] not in self.pythons:
                 continue
-            worker = self.remote(ENVIRONMENTS[tool])
+            worker = self.remote(ENVIRONMENTS[tool], exact_memory=True)
             exact = worker.ask("problem", size=size, alpha=0.2, shared=shared)["size"]
             answer = worker.ask("memory", method=method, tool=tool, k=k)
             worker.close()
