@@ -101,21 +101,22 @@ class ConjugateGradient(Solver):
         p = r.clone()
         rho = r.dot(r)
         size, target, iteration = math.sqrt(rho.item()), self.tol * norm, 0
-        top = torch.zeros_like(rho)  # eigenvalue, as far as the directions have shown it
+        top = 0.0  # eigenvalue, as far as the directions have shown it
         trusted = max(target, torch.finfo(b.dtype).eps * norm)  # below it the recurrence is about its own rounding
         while iteration < self.max_iter and size > target:
             iteration += 1
             ap = product(p)
             curvature = p.dot(ap)
-            # |p'Ap| below the rounding of Ap is no curvature: then alpha would be noise, as large as it likes.
-            top = torch.maximum(top, ap.norm() / p.norm())
-            least = 10 * torch.finfo(p.dtype).eps * top * p.dot(p)
+            numbers = [rho, curvature, ap.dot(ap), p.dot(p)]
             alpha = rho / curvature
-            x.addcmul_(p, alpha)
-            r.addcmul_(ap, alpha, value=-1)
-            before, rho = rho, r.dot(r)
-            positive, square, bound, along = torch.stack((curvature, rho, least, p.dot(p))).tolist()
-            if positive <= bound:
+            _add(x, p, alpha)
+            _add(r, ap, -alpha)
+            del ap  # its memory is the next product's
+            rho = r.dot(r)
+            before, positive, image, along, square = torch.stack([*numbers, rho]).tolist()
+            # |p'Ap| below the rounding of Ap is no curvature: then alpha is noise, as large as it likes.
+            top = max(top, math.sqrt(image / along) if along > 0.0 else 0.0)
+            if positive <= 10 * torch.finfo(p.dtype).eps * top * along:
                 raise NonPositiveCurvature(positive / along, iteration, self.damping)
             size = math.sqrt(square)
             if not math.isfinite(size):
@@ -126,7 +127,7 @@ class ConjugateGradient(Solver):
                 size = math.sqrt(rho.item())
                 p = r.clone()
             else:
-                p.mul_(rho / before).add_(r)
+                torch.add(r, p, alpha=square / before, out=p)
         return self._solution(x, size / norm, iteration)
 
 
@@ -370,10 +371,12 @@ def _richardson(
     while iteration < iterations and size > stop:
         iteration += 1
         ar = product(r)
-        curvature, along, square = torch.stack((r.dot(ar), r.dot(r), ar.dot(ar))).tolist()
+        numbers = [r.dot(ar), ar.dot(ar)]
         x.add_(r, alpha=alpha)
         r.add_(ar, alpha=-alpha)
-        before, size = size, r.norm().item()
+        del ar  # its memory is the next product's
+        curvature, square, after = torch.stack([*numbers, r.dot(r)]).tolist()
+        before, size, along = size, math.sqrt(after), size * size
         if before <= tiny or not math.isfinite(size):  # what is left is rounding
             continue
         if curvature < least * along or square == 0.0:
@@ -396,6 +399,14 @@ def _richardson(
             r = b - product(x)  # what the recurrence says is without its own rounding
             size = r.norm().item()
     return x, size, iteration
+
+
+def _add(x: Tensor, y: Tensor, factor: Tensor) -> None:
+    """Adds factor y to x without waiting for a GPU; on a CPU a number is quicker than a tensor that is broadcast."""
+    if x.is_cpu:
+        x.add_(y, alpha=factor.item())
+    else:
+        x.addcmul_(y, factor)
 
 
 def _begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
