@@ -40,7 +40,7 @@ def unrolled_hypergradient(
     steps: int,
     mode: Literal["reverse", "forward"] = "reverse",
     truncate: int | None = None,
-    keep: Literal["all", "sqrt"] = "all",
+    keep: Literal["all", "sqrt", "graphs"] = "all",
     first_step: int = 0,
 ) -> Hypergradient:
     """The total derivative of the outer loss after `steps` steps of training, in everything that the steps depend on.
@@ -51,8 +51,9 @@ def unrolled_hypergradient(
 
     Reverse keeps the states and not their graphs, and takes each step again with its graph on the way back: time of
     2 to 4 trainings, memory of T states and one step's graph; with `keep="sqrt"` one more training and 2 sqrt(T)
-    states. Forward carries Z along: time of (number of hyperparameters) trainings and more, memory of as many states,
-    whatever T is. Take it for few hyperparameters and long trainings.
+    states; with `keep="graphs"` one training less and T graphs, which is the quickest where they fit. Forward carries Z
+    along: time of (number of hyperparameters) trainings and more, memory of as many states, whatever T is. Take it for
+    few hyperparameters and long trainings.
 
     Args:
         update: one step: `SGD(loss)`, `Adam(loss)`, or a function of your own `update(state, hparams, step) -> state`.
@@ -66,7 +67,8 @@ def unrolled_hypergradient(
         steps: T.
         mode: `reverse` or `forward`.
         truncate: how many of the last steps are differentiated; None for all.
-        keep: `all` states, or only each sqrt(T)-th, the others computed anew (reverse only).
+        keep: `all` states, or only each sqrt(T)-th, the others computed anew; or the `graphs` of all steps (reverse
+            only).
         first_step: the number of the first step, where training goes on from an earlier one.
 
     Returns:
@@ -232,6 +234,8 @@ class _Run:
 
 
 def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], State], keep: str) -> Hypergradient:
+    if keep == "graphs":
+        return _through_graphs(run, outer_loss, start)
     state = run.forward(start(run.hparams), run.begin, run.traced)
     traced = run.end - run.traced
     every = 1 if keep == "all" else max(1, math.isqrt(traced))
@@ -259,6 +263,24 @@ def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
             first = start(hparams)
         found = _pull(first, alpha, list(hparams.values()))
         grads = {name: _sum(grads[name], g) for name, g in zip(hparams, found, strict=True)}
+    return _result(run, value, grads, last)
+
+
+def _through_graphs(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], State]) -> Hypergradient:
+    hparams = leaves(run.hparams, "hparams")
+    with torch.enable_grad():
+        state = start(hparams)
+        if run.traced > run.begin:
+            state = run.forward(state, run.begin, run.traced)
+        state = {n: t if t.requires_grad else t.detach().requires_grad_() for n, t in state.items()}
+        for step in range(run.traced, run.end):
+            state = run.update(state, hparams, step)
+    last = {name: tensor.detach() for name, tensor in state.items()}
+    check_finite(last, run.end - run.begin)
+    value, pull, direct = outer_gradients(outer_loss, last, run.hparams)
+    alpha = {name: torch.zeros_like(last[name]) if g is None else g for name, g in pull.items()}
+    found = _pull(state, alpha, list(hparams.values()))
+    grads = {name: _sum(direct[name], g) for name, g in zip(hparams, found, strict=True)}
     return _result(run, value, grads, last)
 
 
@@ -325,10 +347,10 @@ def _result(run: _Run, value: Tensor, grads: Mapping[str, Tensor | None], state:
 def _check(steps: int, mode: str, truncate: int | None, keep: str) -> None:
     if mode not in ("reverse", "forward"):
         raise HypergradientError(f"mode={mode!r}: must be 'reverse' or 'forward'")
-    if keep not in ("all", "sqrt"):
-        raise HypergradientError(f"keep={keep!r}: must be 'all' or 'sqrt'")
-    if keep == "sqrt" and mode == "forward":
-        raise HypergradientError("keep='sqrt': forward mode keeps no states; leave it out")
+    if keep not in ("all", "sqrt", "graphs"):
+        raise HypergradientError(f"keep={keep!r}: must be 'all', 'sqrt' or 'graphs'")
+    if keep != "all" and mode == "forward":
+        raise HypergradientError(f"keep={keep!r}: forward mode keeps no states; leave it out")
     for name, value in (("steps", steps), ("truncate", truncate)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise HypergradientError(f"{name}={value!r}: must be a whole number of at least 1")

@@ -26,7 +26,10 @@ from hpo_ray.gradients import (
 )
 
 STEPS = [1, 2, 7, 16]
-MODES: list[dict[str, Any]] = [{"mode": "reverse"}, {"mode": "reverse", "keep": "sqrt"}, {"mode": "forward"}]
+MODES: list[dict[str, Any]] = [
+    *({"mode": "reverse", "keep": keep} for keep in ("all", "sqrt", "graphs")),
+    {"mode": "forward"},
+]
 Path = Callable[[Tensors, Tensors, int], dict[str, Tensor]]
 
 
@@ -505,7 +508,7 @@ def test_an_inner_loss_that_is_no_scalar_of_the_weights(make: Any, loss: Any) ->
         ({"steps": 2.0}, "steps=2.0: must be a whole number"),
         ({"truncate": 0}, "truncate=0: must be a whole number of at least 1"),
         ({"mode": "backward"}, "mode='backward': must be 'reverse' or 'forward'"),
-        ({"keep": "none"}, "keep='none': must be 'all' or 'sqrt'"),
+        ({"keep": "none"}, "keep='none': must be 'all', 'sqrt' or 'graphs'"),
         ({"keep": "sqrt", "mode": "forward"}, "keep='sqrt': forward mode keeps no states"),
     ],
 )
