@@ -201,7 +201,7 @@ class Benchmark:
             if not tool.endswith("forward")
             and (tool in ("bare", OURS) or method == "unrolled" or k == max(self.options.ks))
         ]
-        few = ("bare", OURS, f"{OURS} sqrt", f"{OURS} forward", "higher")
+        few = ("bare", OURS, f"{OURS} sqrt", f"{OURS} graphs", f"{OURS} forward", "higher")
         cases += [("unrolled", tool, k, True) for tool in few for k in self.options.memory_steps]
         for method, tool, k, shared in cases:
             if ENVIRONMENTS[tool] not in self.pythons:

@@ -292,6 +292,9 @@ class Exact(Solver):
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed.item():
             raise NonPositiveCurvature(torch.linalg.eigvalsh(matrix)[0].item(), int(failed.item()), self.damping)
+        pivots = factor.diagonal().square()
+        if (pivots.min() <= len(b) * torch.finfo(b.dtype).eps * pivots.max()).item():  # singular but for rounding
+            raise NonPositiveCurvature(torch.linalg.eigvalsh(matrix)[0].item(), len(b), self.damping)
         x = torch.cholesky_solve(b[:, None], factor)[:, 0]
         return self._solution(x, (b - matrix @ x).norm().item() / norm, len(b))
 

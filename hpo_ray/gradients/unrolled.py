@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hpo_ray.gradients.errors import HypergradientError, NotDifferentiable
+from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
 from hpo_ray.gradients.generators import Generators
 from hpo_ray.gradients.implicit import Hypergradient, outer_gradients
 from hpo_ray.gradients.products import Loss, leaves
-from hpo_ray.gradients.updates import State, Update, check_finite
+from hpo_ray.gradients.updates import State, Update
 
 Step = Callable[[State, dict[str, Tensor], int], State]
 """`update(state, hparams, step) -> state`, a pure function of its arguments, steps counted from 0."""
@@ -219,6 +219,24 @@ class _Run:
                 state = {n: t.detach() for n, t in self.update(state, self.hparams, step).items()}
         return state
 
+    def check(self, last: Mapping[str, Tensor], start: Callable[[dict[str, Tensor]], State]) -> None:
+        """Refuses a last state that is not finite, and finds out at which step that began.
+
+        Raises:
+            NonFiniteLoss: names the step.
+        """
+        if all(torch.isfinite(tensor).all() for tensor in last.values()):
+            return
+        state, steps = start(self.hparams), self.end - self.begin
+        for taken in range(1, steps + 1):
+            state = self.forward(state, self.begin + taken - 1, self.begin + taken)
+            if wrong := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+                raise NonFiniteLoss(
+                    f"the training diverges: {wrong[0]!r} is not finite after step {taken} of {steps}; lower the "
+                    f"learning rate"
+                )
+        raise NonFiniteLoss(f"the training diverges: its weights are not finite after {steps} steps")
+
     def back(self, state: Mapping[str, Tensor], step: int, alpha: State) -> tuple[State, dict[str, Tensor | None]]:
         """(alpha A, alpha B) of one step from a state."""
         before = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
@@ -245,7 +263,7 @@ def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         if (step + 1 - run.traced) % every == 0 and step + 1 < run.end:
             kept[step + 1] = state
     last = state
-    check_finite(last, run.end - run.begin)
+    run.check(last, start)
     value, pull, grads = outer_gradients(outer_loss, last, run.hparams)
     alpha = {name: torch.zeros_like(last[name]) if g is None else g for name, g in pull.items()}
     grads = dict(grads)
@@ -276,7 +294,7 @@ def _through_graphs(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tens
         for step in range(run.traced, run.end):
             state = run.update(state, hparams, step)
     last = {name: tensor.detach() for name, tensor in state.items()}
-    check_finite(last, run.end - run.begin)
+    run.check(last, start)
     value, pull, direct = outer_gradients(outer_loss, last, run.hparams)
     alpha = {name: torch.zeros_like(last[name]) if g is None else g for name, g in pull.items()}
     found = _pull(state, alpha, list(hparams.values()))
@@ -293,7 +311,7 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     for step in range(run.traced, run.end):
         before = state
         state, tangents = forward_step(run.update, state, run.hparams, tangents, step)
-    check_finite(state, run.end - run.begin)
+    run.check(state, start)
     value, pull, direct = outer_gradients(outer_loss, state, run.hparams)
     assert tangents is not None
     grads = dict(direct)
