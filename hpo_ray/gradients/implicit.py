@@ -1,8 +1,8 @@
 """Implicit differentiation: the hypergradient at trained weights, from a linear system and not from the training.
 
 Where the inner loss f has its minimum, theta*(lambda), the gradient in the weights is zero for every lambda. With the
-Hessian A of f in the weights (Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016, eq. 3;
-Lorraine et al., "Optimizing Millions of Hyperparameters by Implicit Differentiation", AISTATS 2020, eq. 2):
+Hessian A of f in the weights (Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016;
+Lorraine et al., "Optimizing Millions of Hyperparameters by Implicit Differentiation", AISTATS 2020, theorem 1):
 
     A v = b,  b = d outer_loss / d params
     d F / d lambda = d outer_loss / d lambda - (d^2 f / d lambda d params) v

@@ -133,7 +133,7 @@ class ConjugateGradient(Solver):
 
 @dataclass(frozen=True)
 class Neumann(Solver):
-    """A truncated Neumann series, v = alpha sum_{k<K} (I - alpha A)^k b (Lorraine et al. 2020, eq. 7 and algorithm 3).
+    """A truncated Neumann series, v = alpha sum_{k<K} (I - alpha A)^k b (Lorraine et al. 2020, theorem 2, algorithm 3).
 
     Its error is -(I - alpha A)^K A^-1 b exactly, so it underestimates along directions of little curvature: a bias
     towards few large steps of training. With a `start` v0 the same series of b - A v0 is added to it.
@@ -167,7 +167,7 @@ class Neumann(Solver):
 
 @dataclass(frozen=True)
 class FixedPoint(Solver):
-    """The fixed point of v <- v + alpha (b - A v), to a tolerance (Grazzi et al., ICML 2020, section 3, eq. 10).
+    """The fixed point of v <- v + alpha (b - A v), to a tolerance (Grazzi et al., ICML 2020).
 
     That is their iteration for the map theta -> theta - alpha (gradient of the inner loss). Its terms are those of
     `Neumann`, which takes a set number of them; here the residual says how many. Cost: a product for each iteration,
@@ -199,7 +199,7 @@ class FixedPoint(Solver):
 
 @dataclass(frozen=True)
 class Nystrom(Solver):
-    """A Nystrom approximation of A of low rank, inverted in closed form (Hataya and Yamada, AISTATS 2023, eq. 5 and 6).
+    """A Nystrom approximation of A of low rank, inverted in closed form (Hataya and Yamada, AISTATS 2023).
 
     A is replaced by Y (W'Y)^-1 Y' with Y = A W for `rank` vectors W, and (A + damping I)^-1 follows by Woodbury's
     identity; numbers are kept in order by the shift and the decomposition of Frangella, Tropp and Udell (SIAM J. Matrix
@@ -301,7 +301,7 @@ class Exact(Solver):
 
 @dataclass(frozen=True)
 class Identity(Solver):
-    """The identity in place of the inverse Hessian, v = scale b: T1-T2 (Luketina et al., ICML 2016, eq. 3).
+    """The identity in place of the inverse Hessian, v = scale b: T1-T2 (Luketina et al., ICML 2016).
 
     The gradient of one step of training with the learning rate `scale`. Biased: its length depends on the scale, its
     direction is right only as far as all curvatures are alike. Cost: no product, one if it is measured. Memory: P.

@@ -102,7 +102,7 @@ def forward_step(
 ) -> tuple[State, dict[str, Tensor]]:
     """One step of training, and of Z_t = A_t Z_{t-1} + B_t with it: forward mode, one step at a time.
 
-    For hyperparameters that are changed while training goes on (RTHO, Franceschi et al. 2017, section 3.3). Of `SGD`
+    For hyperparameters that are changed while training goes on (RTHO, Franceschi et al. 2017). Of `SGD`
     and `Adam` all rows of Z are computed at once (`torch.func.vmap`), of an update of your own one after another.
 
     Args:
