@@ -111,6 +111,13 @@ class DifferentiableTask:
         """What else to report of a split, an accuracy for example; called without gradients."""
         return {}
 
+    def hyperparameter_metrics(self, hparams: dict[str, Tensor]) -> dict[str, float]:
+        """What else to report of the hyperparameters that the weights were trained with; called once a report.
+
+        `init` has been called. Names that `metrics` or the trainable report too, these replace.
+        """
+        return {}
+
     def after_step(self, params: dict[str, Tensor], batch: Batch) -> None:
         """Called after each inner step, without gradients: to move the running statistics of a BatchNorm."""
 

@@ -50,7 +50,8 @@ class HypergradientTrainable(SeededTrainable):
     - `test_loss` and `test_…`: the same on the test split, which nothing is chosen by: where it parts from `loss`, the
       hyperparameters overfit the validation split;
     - `train_loss`: the mean of the inner loss over the training steps;
-    - `hyperparameter/NAME`, of a tensor of many `hyperparameter/NAME.mean`, `.min`, `.max` and `.std`;
+    - `hyperparameter/NAME`, of a tensor of many `hyperparameter/NAME.mean`, `.min`, `.max` and `.std`, and what the
+      task's `hyperparameter_metrics` say of them;
     - `hypergradient_norm`; of an implicit one `residual`, `solver_iterations`, `inner_gradient_norm` and `damping`;
     - `gradient_evaluations`: what was spent since the start, in gradients of a loss over one batch; a product with a
       second derivative counts as two. With `scheduler.time_attr=gradient_evaluations` methods are compared by it.
@@ -298,6 +299,8 @@ class HypergradientTrainable(SeededTrainable):
         metrics.update({f"test_{name}": value for name, value in self._evaluate("test").items()})
         for name in self._moved:
             metrics.update(_summary(name, self.hparams[name]))
+        with torch.no_grad():
+            metrics.update(self.task.hyperparameter_metrics(dict(self.hparams)))
         if rules.estimator in SOLVERS:
             result = self._implicit(metrics)
         elif rules.estimator in FIRST_ORDER:
