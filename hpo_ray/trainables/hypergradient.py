@@ -89,6 +89,8 @@ class HypergradientTrainable(SeededTrainable):
     """With `forward` the derivatives of the state in the hyperparameters."""
     _last_direction: State | None
     _damping: float
+    _initial_task: dict[str, Tensor]
+    """The task's own state before the first step."""
     _inner_cursors: list[tuple[Cursor, torch.Generator]]
     _outer_cursors: list[tuple[Cursor, torch.Generator]]
 
@@ -227,7 +229,7 @@ class HypergradientTrainable(SeededTrainable):
 
     def cleanup(self) -> None:
         """Frees weights and data."""
-        for name in ("task", "_state", "_free", "_outer", "_adjoint", "_tangents", "_splits", "hparams"):
+        for name in ("task", "_state", "_free", "_outer", "_adjoint", "_tangents", "_splits", "_initial_task", "hparams"):
             self.__dict__.pop(name, None)
 
     # Inner workings.
@@ -252,7 +254,11 @@ class HypergradientTrainable(SeededTrainable):
             self._splits = fold_data(task, rules.outer_folds, context.split_seed)
             params = {f"{k}/{name}": p.clone() for k in range(rules.outer_folds) for name, p in params.items()}
         self._inner_steps = rules.inner_steps or task.inner_steps
-        self._restarts = task.restarts if rules.estimator != "unrolled" else rules.restart is not False
+        if rules.estimator in _ONLINE:
+            self._restarts = False
+        else:
+            self._restarts = task.restarts if rules.estimator != "unrolled" else rules.restart is not False
+        self._initial_task = {name: tensor.clone() for name, tensor in task.state().items()}
         self._transforms = _transforms(task, context, hparams) if rules.moves else {}
         self._moved = tuple(self._transforms)
         if rules.estimator == "unrolled" and self._restarts:
@@ -289,6 +295,7 @@ class HypergradientTrainable(SeededTrainable):
         self.hparams = self._values()
         if self._restarts:
             self._state, self._trained = self._initial, 0
+            self.task.load_state(self._initial_task)
         self._draw()
         result: g.Hypergradient | None = None
         if rules.estimator == "unrolled":
@@ -736,6 +743,8 @@ def _summary(name: str, value: Tensor) -> dict[str, float]:
     return {f"{HYPERPARAMETER}{name}.{key}": number.item() for key, number in found.items()}
 
 
+_ONLINE = ("forward", "descent")
+"""Estimators whose hyperparameters move while the one training goes on."""
 _ITERATIVE = ("conjugate_gradient", "neumann", "fixed_point")
 _SOLVERS: Mapping[str, Callable[..., g.Solver]] = {
     "conjugate_gradient": g.ConjugateGradient,
