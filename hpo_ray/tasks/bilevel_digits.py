@@ -190,7 +190,9 @@ class LossWeights(_Digits):
         x, y = batch
         self.model.module.train()
         noisy = x + hparams["noise"] * torch.randn_like(x)
-        loss = cross_entropy(self._logits(params, noisy), y, weight=hparams["class_weight"])
+        weight = hparams["class_weight"][y]  # cross_entropy(weight=) has no gradient in it
+        losses = cross_entropy(self._logits(params, noisy), y, reduction="none")
+        loss = (weight * losses).sum() / weight.sum()
         return loss + 0.5 * self.l2 * torch.stack([p.square().sum() for p in params.values()]).sum()
 
     def outer_loss(self, params: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -236,6 +238,7 @@ class WeightDecayPerParameter(_Digits):
     inner_momentum = 0.9
     inner_steps = 40
     batch_size = 128
+    outer_batch_size = 360  # of training images; and all validation images, which are fewer
 
     def init(self, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """PyTorch's initial weights."""
