@@ -229,7 +229,17 @@ class HypergradientTrainable(SeededTrainable):
 
     def cleanup(self) -> None:
         """Frees weights and data."""
-        for name in ("task", "_state", "_free", "_outer", "_adjoint", "_tangents", "_splits", "_initial_task", "hparams"):
+        for name in (
+            "task",
+            "_state",
+            "_free",
+            "_outer",
+            "_adjoint",
+            "_tangents",
+            "_splits",
+            "_initial_task",
+            "hparams",
+        ):
             self.__dict__.pop(name, None)
 
     # Inner workings.
