@@ -10,7 +10,7 @@ from torch import Tensor
 from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
 from hpo_ray.gradients.generators import Generators
 from hpo_ray.gradients.implicit import UNROLLED, Hypergradient, outer_gradients
-from hpo_ray.gradients.products import Loss, leaves, scalar
+from hpo_ray.gradients.products import NO_PARAMS, Loss, leaves, scalar
 
 
 def darts_hypergradient(
@@ -49,7 +49,7 @@ def darts_hypergradient(
     random.rewind()
     with torch.enable_grad():
         value = scalar(inner_loss(weights, hparams), "inner_loss")
-    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    found = _gradient(value, weights)
     ahead = {
         name: weight.detach() if g is None else weight.detach() - inner_lr * g
         for (name, weight), g in zip(weights.items(), found, strict=True)
@@ -101,7 +101,7 @@ def sama_hypergradient(
     random.rewind()
     with torch.enable_grad():
         value = scalar(inner_loss(weights, hparams), "inner_loss")
-    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    found = _gradient(value, weights)
     v = {}
     for (name, weight), g in zip(weights.items(), found, strict=True):
         outside = pull[name]
@@ -150,10 +150,18 @@ def adam_derivative(
     """
     (b1, b2), t = betas, step + 1
     c1, c2 = (1 - b1) / (1 - b1**t), (1 - b2) / (1 - b2**t)
-    m = b1 * first / (1 - b1**t) + c1 * gradient
-    root = (b2 * second / (1 - b2**t) + c2 * gradient * gradient).sqrt()
-    slope = torch.where(root > 0, c2 * gradient / torch.where(root > 0, root, 1.0), 0.0)
-    return c1 / (root + eps) - m * slope / (root + eps).square()
+    before, square = b1 * first / (1 - b1**t), b2 * second / (1 - b2**t)
+    root = (square + c2 * gradient * gradient).sqrt()
+    # c1 / (root + eps) - m (d root / dg) / (root + eps)^2, without the difference of two numbers that are nearly alike
+    rest = torch.where(root > 0, (c1 * square - c2 * gradient * before) / torch.where(root > 0, root, 1.0), 0.0)
+    return (c1 * eps + rest) / (root + eps).square()
+
+
+def _gradient(value: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+    found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    if all(g is None for g in found):
+        raise NotDifferentiable(NO_PARAMS)
+    return found
 
 
 def _difference(

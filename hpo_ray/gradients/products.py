@@ -17,6 +17,8 @@ from hpo_ray.gradients.flat import Layout
 Loss = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 """A scalar from weights and hyperparameters, each a dict of tensors."""
 
+NO_PARAMS = "inner_loss does not depend on params: is it computed from copies of them?"
+
 
 class InnerProblem:
     """The gradient of a loss in the weights at one point, and products with its derivatives.
@@ -47,7 +49,7 @@ class InnerProblem:
                 self.value, list(self.params.values()), create_graph=True, allow_unused=True
             )
         if all(g is None for g in self._gradient):
-            raise NotDifferentiable("inner_loss does not depend on params: is it computed from copies of them?")
+            raise NotDifferentiable(NO_PARAMS)
 
     def gradient(self) -> Tensor:
         """The gradient in the weights as a vector (P,)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -101,12 +101,15 @@ class ConjugateGradient(Solver):
         p = r.clone()
         rho = r.dot(r)
         size, target, iteration = math.sqrt(rho.item()), self.tol * norm, 0
+        top = torch.zeros_like(rho)  # eigenvalue, as far as the directions have shown it
+        trusted = max(target, torch.finfo(b.dtype).eps * norm)  # below it the recurrence is about its own rounding
         while iteration < self.max_iter and size > target:
             iteration += 1
             ap = product(p)
             curvature = p.dot(ap)
-            # |p'Ap| below rounding is no curvature: then alpha would be noise, as large as it likes.
-            least = 10 * torch.finfo(p.dtype).eps * p.norm() * ap.norm()
+            # |p'Ap| below the rounding of Ap is no curvature: then alpha would be noise, as large as it likes.
+            top = torch.maximum(top, ap.norm() / p.norm())
+            least = 10 * torch.finfo(p.dtype).eps * top * p.dot(p)
             alpha = rho / curvature
             x.addcmul_(p, alpha)
             r.addcmul_(ap, alpha, value=-1)
@@ -117,7 +120,7 @@ class ConjugateGradient(Solver):
             size = math.sqrt(square)
             if not math.isfinite(size):
                 break
-            if size <= target:
+            if size <= trusted:
                 r = b - product(x)
                 rho = r.dot(r)
                 size = math.sqrt(rho.item())
@@ -143,7 +146,7 @@ class Neumann(Solver):
         tol: what counts as converged; all terms are taken in any case.
 
     Raises:
-        SolverDiverged: a series with this step has no limit, since |I - alpha A| > 1. It is noticed as soon as a term
+        SolverDiverged: a series with this step has no limit, since |I - alpha A| > 1. It is noticed soon after a term
             is larger than the one before, from when on all would be.
     """
 
@@ -342,10 +345,16 @@ def top_eigenvalue(product: Product, like: Tensor, iterations: int = 20, tol: fl
 
 
 def _richardson(
-    solver: Neumann | FixedPoint, product: Product, b: Tensor, start: Tensor | None, iterations: int, stop: float
+    solver: Neumann | FixedPoint,
+    product: Product,
+    b: Tensor,
+    start: Tensor | None,
+    iterations: int,
+    stop: float,
+    shorter: float | None = None,
 ) -> tuple[Tensor, float, int]:
-    """(v, |b - A v|, iterations) of v <- v + alpha (b - A v)."""
-    name, alpha = type(solver).__name__, solver.step_size
+    """(v, |b - A v|, iterations) of v <- v + alpha (b - A v), with `shorter` in place of a step that was too large."""
+    name, alpha = type(solver).__name__, solver.step_size if shorter is None else shorter
     if alpha == "auto":
         top = top_eigenvalue(product, b)
         if not math.isfinite(top):
@@ -356,25 +365,32 @@ def _richardson(
     assert not isinstance(alpha, str)
     x, r = _begin(product, b, start)
     size, iteration, tiny = r.norm().item(), 0, 1e2 * torch.finfo(b.dtype).eps * b.norm().item()
+    least = -10 * torch.finfo(b.dtype).eps / alpha  # curvature of a direction that has none, by rounding
+    grows = 0  # the iteration from which on the terms do
     while iteration < iterations and size > stop:
         iteration += 1
         ar = product(r)
-        curvature, along = torch.stack((r.dot(ar), r.dot(r))).tolist()
+        curvature, along, square = torch.stack((r.dot(ar), r.dot(r), ar.dot(ar))).tolist()
         x.add_(r, alpha=alpha)
         r.add_(ar, alpha=-alpha)
         before, size = size, r.norm().item()
         if before <= tiny or not math.isfinite(size):  # what is left is rounding
             continue
-        if curvature < 0.0:
+        if curvature < least * along or square == 0.0:
             raise NonPositiveCurvature(curvature / along, iteration, solver.damping)
-        # |B^k b| is log-convex in k for a symmetric B: from the first growth on it grows for ever.
+        # |B^k b| is log-convex in k for a symmetric B: from the first growth on it grows for ever. Whether a large
+        # eigenvalue or a negative one is behind it shows as soon as the growing part outweighs the rest.
         if size > before * (1 + 1e-6):
-            limit = 2.0 * along / curvature
+            grows = grows or iteration
+            if curvature <= 0.0 or (alpha * curvature <= along and iteration < iterations):
+                continue
+            shorter = curvature / square  # between 1 over the largest eigenvalue and half of alpha
             if solver.step_size == "auto":  # power iteration came too short
-                return _richardson(replace(solver, step_size=0.5 * alpha), product, b, start, iterations, stop)
+                return _richardson(solver, product, b, start, iterations, stop, shorter)
             raise SolverDiverged(
-                f"{name}(step_size={alpha:g}) diverges: the terms grow from iteration {iteration} on. A step must be "
-                f"below 2 over the largest eigenvalue of the Hessian, here below {limit:.3g}; or use step_size='auto'"
+                f"{name}(step_size={alpha:g}) diverges: the terms grow from iteration {grows} on. A step must be "
+                f"below 2 over the largest eigenvalue of the Hessian, here below {2 * shorter:.3g}; or use "
+                f"step_size='auto'"
             )
         if size <= stop or (iteration == iterations and size <= solver.tol * b.norm().item()):
             r = b - product(x)  # what the recurrence says is without its own rounding

@@ -11,7 +11,9 @@ loss at its end follows by the chain rule, with A_t = d theta_t / d theta_{t-1} 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -113,6 +115,7 @@ def forward_step(
     Returns:
         The state after the step, and Z_t.
     """
+    _load_forward_mode()
     state = {name: tensor.detach() for name, tensor in state.items()}
     hparams = {name: tensor.detach() for name, tensor in hparams.items()}
     basis = _basis({name: hparams[name] for name in (hparams if moved is None else moved)})
@@ -184,6 +187,14 @@ def _basis(hparams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found[name] = rows.view(total, *tensor.shape)
         index += tensor.numel()
     return found
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Torch's forward mode compiles a few functions at its first use, by means that torch itself has deprecated."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        _dual(torch.zeros(1), torch.zeros(1))
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
@@ -258,6 +269,7 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         state, tangents = forward_step(lambda _, hparams, step: start(hparams), state, run.hparams, None, 0)
     state = run.forward(state, run.begin, run.traced)
     for step in range(run.traced, run.end):
+        before = state
         state, tangents = forward_step(run.update, state, run.hparams, tangents, step)
     check_finite(state, run.end - run.begin)
     value, pull, direct = outer_gradients(outer_loss, state, run.hparams)
@@ -266,9 +278,11 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     along: Tensor | None = None
     for name, g in pull.items():
         if g is not None:
-            part = tangents[name].flatten(1) @ g.flatten()
+            part = tangents[name].reshape(len(tangents[name]), g.numel()) @ g.flatten()
             along = part if along is None else along + part
-    moved = sum(tangent.abs().flatten(1).sum(1) for tangent in tangents.values())
+    moved = sum(
+        tangent.abs().reshape(len(tangent), math.prod(tangent.shape[1:])).sum(1) for tangent in tangents.values()
+    )
     assert isinstance(moved, Tensor)
     index = 0
     for name, hparam in run.hparams.items():
@@ -276,6 +290,10 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         index += hparam.numel()
         if along is not None and bool((moved[rows] > 0).any()):
             grads[name] = _sum(grads[name], along[rows].view(hparam.shape).to(hparam.dtype))
+    if any(g is None for g in grads.values()):  # nothing has moved: a derivative of 0, or none at all, as a graph tells
+        _, through = run.back(before, run.end - 1, {name: torch.ones_like(tensor) for name, tensor in state.items()})
+        for name, g in through.items():
+            grads[name] = _sum(grads[name], None if g is None else torch.zeros_like(g))
     return _result(run, value, grads, state)
 
 

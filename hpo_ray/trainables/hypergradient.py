@@ -167,6 +167,8 @@ class HypergradientTrainable(SeededTrainable):
             "inner_steps": self._trained,
             "evaluations": self._evaluations,
             "state": self._state,
+            "initial": self._initial if self._restarts else {},
+            "noise": self._noise,
             "hparams": self.hparams,
             "free": {name: tensor.detach() for name, tensor in self._free.items()},
             "rate": self._rate,
@@ -200,8 +202,10 @@ class HypergradientTrainable(SeededTrainable):
             )
         # What only one of two configurations keeps, a momentum for example, starts at zero.
         self._state = {name: state.get(name, own) for name, own in self._state.items()}
-        self._steps, self._trained = saved["steps"], saved["inner_steps"]
-        self._evaluations, self._damping = saved["evaluations"], max(self._damping, saved["damping"])
+        initial = self._on_device(saved["initial"])
+        self._initial = {name: initial.get(name, own) for name, own in self._initial.items()}
+        self._steps, self._trained, self._noise = saved["steps"], saved["inner_steps"], saved["noise"]
+        self._evaluations, self._damping = saved["evaluations"], max(self._damping_set, saved["damping"])
         self.hparams = {
             **self.hparams,
             **self._on_device({n: t for n, t in saved["hparams"].items() if n in self._moved}),
@@ -690,8 +694,8 @@ def _try(task_class: type[DifferentiableTask], rules: Hypergradient, config: dic
         def outer(params: State, moved: dict[str, Tensor]) -> Tensor:
             return task.outer_loss(params, few["validation"])
 
+        update = _update(rules, task, inner, {**hparams, **own})
         if rules.estimator in TRAINING or rules.estimator == "descent":
-            update = _update(rules, task, inner, {**hparams, **own})
             g.unrolled_hypergradient(update, outer, params, own, steps=1)
         else:
             g.hypergradient(inner, outer, params, own, g.Identity(measure=False))
