@@ -78,6 +78,10 @@ class HypergradientTrainable(SeededTrainable):
     _rules: Hypergradient
     _update: g.Update
     _state: State
+    _initial: State
+    """The state before the first step."""
+    _moved: tuple[str, ...]
+    """The names of the hyperparameters that are moved."""
     _free: dict[str, Tensor]
     """The hyperparameters as free numbers, which the outer optimizer moves."""
     _rate: Tensor | None
@@ -168,6 +172,7 @@ class HypergradientTrainable(SeededTrainable):
             "evaluations": self._evaluations,
             "state": self._state,
             "initial": self._initial if self._restarts else {},
+            "initial_task": self._initial_task if self._restarts else {},
             "noise": self._noise,
             "hparams": self.hparams,
             "free": {name: tensor.detach() for name, tensor in self._free.items()},
@@ -204,6 +209,7 @@ class HypergradientTrainable(SeededTrainable):
         self._state = {name: state.get(name, own) for name, own in self._state.items()}
         initial = self._on_device(saved["initial"])
         self._initial = {name: initial.get(name, own) for name, own in self._initial.items()}
+        self._initial_task.update(self._on_device(saved["initial_task"]))
         self._steps, self._trained, self._noise = saved["steps"], saved["inner_steps"], saved["noise"]
         self._evaluations, self._damping = saved["evaluations"], max(self._damping_set, saved["damping"])
         self.hparams = {

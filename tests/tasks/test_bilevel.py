@@ -249,10 +249,9 @@ def test_two_reports_without_gradients(name, tmp_path):
 
 
 def test_a_schedule_has_a_rate_for_each_step_and_one_to_black_boxes():
-    unrolled = trial("lr_schedule", "unrolled")
+    unrolled = trial("lr_schedule", "unrolled", outer_optimizer="sgd")  # adam's first steps are alike for all
     unrolled.step()
     assert unrolled.hparams["inner_lr"].shape == (3,)
-    unrolled.step()
     unrolled.step()
     assert len(set(unrolled.hparams["inner_lr"].tolist())) == 3
     assert trial("lr_schedule", "none").hparams["inner_lr"].shape == ()
