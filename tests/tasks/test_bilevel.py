@@ -150,7 +150,7 @@ def test_cleaning_loss_and_f1():
     assert task.outer_loss(params, (x, y)).item() == pytest.approx(np.mean(losses), rel=1e-6)
     hparams = {"weight": torch.tensor([9.0, 0.25, 9.0, 0.75])}
     found = task.inner_loss(params, hparams, (x, y, torch.tensor([1, 3])))
-    assert found.item() == pytest.approx((0.25 * losses[0] + 0.75 * losses[1]) / 2 + 0.0005 * 3, rel=1e-6)
+    assert found.item() == pytest.approx((0.25 * losses[0] + 0.75 * losses[1]) / 2 + 0.005 * 3, rel=1e-6)
     task.corrupted = torch.tensor([True, True, True, False])
     weights = torch.tensor([0.1, 0.5, 0.9, 0.2])  # one found, two missed, one accused
     assert task.hyperparameter_metrics({"weight": weights}) == {"corrupted_f1": 2 * 1 / (2 * 1 + 2 + 1)}
