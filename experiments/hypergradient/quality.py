@@ -35,7 +35,7 @@ RESULTS = Path(__file__).with_name("quality.json")
 STEPS: Mapping[str, int] = {"ridge": 100, "logistic_l2": 100, "hyper_cleaning": 50, "weight_decay_per_parameter": 40}
 """Gradients in a unit of resource of a black-box trial: the task's `inner_steps`."""
 UNITS: Mapping[str, int] = {"ridge": 3, "logistic_l2": 3, "hyper_cleaning": 3, "weight_decay_per_parameter": 9}
-"""Units after which a trial of random search and TPE is trained: more change its loss by less than trials differ."""
+"""Length of a trial of random search and TPE in units: short, so that the budget is enough for several."""
 FEATURES: Mapping[str, int] = {"ridge": 10, "logistic_l2": 30}
 POPULATION = 4
 CLEANING_STEPS = 100
