@@ -60,7 +60,8 @@ class DifferentiableTask:
         batch_size: examples in a step of training; None for all.
         outer_batch_size: examples of each split in a hypergradient; None for all.
         restarts: whether a training is `inner_steps` long and starts anew for each step of the hyperparameters, as a
-            schedule needs it. Otherwise it goes on with the hyperparameters as they are by then.
+            schedule needs it. Otherwise it goes on with the hyperparameters as they are by then, as it always does with
+            the estimators `forward` and `descent`.
         poolable: whether training and validation data may be pooled for a K-fold outer loss.
     """
 
@@ -109,6 +110,13 @@ class DifferentiableTask:
 
     def metrics(self, params: dict[str, Tensor], batch: Batch) -> dict[str, float]:
         """What else to report of a split, an accuracy for example; called without gradients."""
+        return {}
+
+    def hyperparameter_metrics(self, hparams: dict[str, Tensor]) -> dict[str, float]:
+        """What else to report of the hyperparameters that the weights were trained with; called once a report.
+
+        `init` has been called. Names that `metrics` or the trainable report too, these replace.
+        """
         return {}
 
     def after_step(self, params: dict[str, Tensor], batch: Batch) -> None:

@@ -50,7 +50,8 @@ class HypergradientTrainable(SeededTrainable):
     - `test_loss` and `test_…`: the same on the test split, which nothing is chosen by: where it parts from `loss`, the
       hyperparameters overfit the validation split;
     - `train_loss`: the mean of the inner loss over the training steps;
-    - `hyperparameter/NAME`, of a tensor of many `hyperparameter/NAME.mean`, `.min`, `.max` and `.std`;
+    - `hyperparameter/NAME`, of a tensor of many `hyperparameter/NAME.mean`, `.min`, `.max` and `.std`, and what the
+      task's `hyperparameter_metrics` say of them;
     - `hypergradient_norm`; of an implicit one `residual`, `solver_iterations`, `inner_gradient_norm` and `damping`;
     - `gradient_evaluations`: what was spent since the start, in gradients of a loss over one batch; a product with a
       second derivative counts as two. With `scheduler.time_attr=gradient_evaluations` methods are compared by it.
@@ -78,9 +79,9 @@ class HypergradientTrainable(SeededTrainable):
     _update: g.Update
     _state: State
     _initial: State
-    """Where a training that starts anew does so."""
+    """The state before the first step."""
     _moved: tuple[str, ...]
-    """The hyperparameters that are moved."""
+    """The names of the hyperparameters that are moved."""
     _free: dict[str, Tensor]
     """The hyperparameters as free numbers, which the outer optimizer moves."""
     _rate: Tensor | None
@@ -92,6 +93,8 @@ class HypergradientTrainable(SeededTrainable):
     """With `forward` the derivatives of the state in the hyperparameters."""
     _last_direction: State | None
     _damping: float
+    _initial_task: dict[str, Tensor]
+    """The task's own state before the first step."""
     _inner_cursors: list[tuple[Cursor, torch.Generator]]
     _outer_cursors: list[tuple[Cursor, torch.Generator]]
 
@@ -169,6 +172,7 @@ class HypergradientTrainable(SeededTrainable):
             "evaluations": self._evaluations,
             "state": self._state,
             "initial": self._initial if self._restarts else {},
+            "initial_task": self._initial_task if self._restarts else {},
             "noise": self._noise,
             "hparams": self.hparams,
             "free": {name: tensor.detach() for name, tensor in self._free.items()},
@@ -205,6 +209,7 @@ class HypergradientTrainable(SeededTrainable):
         self._state = {name: state.get(name, own) for name, own in self._state.items()}
         initial = self._on_device(saved["initial"])
         self._initial = {name: initial.get(name, own) for name, own in self._initial.items()}
+        self._initial_task.update(self._on_device(saved["initial_task"]))
         self._steps, self._trained, self._noise = saved["steps"], saved["inner_steps"], saved["noise"]
         self._evaluations, self._damping = saved["evaluations"], max(self._damping_set, saved["damping"])
         self.hparams = {
@@ -234,7 +239,17 @@ class HypergradientTrainable(SeededTrainable):
 
     def cleanup(self) -> None:
         """Frees weights and data."""
-        for name in ("task", "_state", "_free", "_outer", "_adjoint", "_tangents", "_splits", "hparams"):
+        for name in (
+            "task",
+            "_state",
+            "_free",
+            "_outer",
+            "_adjoint",
+            "_tangents",
+            "_splits",
+            "_initial_task",
+            "hparams",
+        ):
             self.__dict__.pop(name, None)
 
     # Inner workings.
@@ -259,7 +274,11 @@ class HypergradientTrainable(SeededTrainable):
             self._splits = fold_data(task, rules.outer_folds, context.split_seed)
             params = {f"{k}/{name}": p.clone() for k in range(rules.outer_folds) for name, p in params.items()}
         self._inner_steps = rules.inner_steps or task.inner_steps
-        self._restarts = task.restarts if rules.estimator != "unrolled" else rules.restart is not False
+        if rules.estimator in _ONLINE:
+            self._restarts = False
+        else:
+            self._restarts = task.restarts if rules.estimator != "unrolled" else rules.restart is not False
+        self._initial_task = {name: tensor.clone() for name, tensor in task.state().items()}
         self._transforms = _transforms(task, context, hparams) if rules.moves else {}
         self._moved = tuple(self._transforms)
         if rules.estimator == "unrolled" and self._restarts:
@@ -296,6 +315,7 @@ class HypergradientTrainable(SeededTrainable):
         self.hparams = self._values()
         if self._restarts:
             self._state, self._trained = self._initial, 0
+            self.task.load_state(self._initial_task)
         self._draw()
         result: g.Hypergradient | None = None
         if rules.estimator == "unrolled":
@@ -306,6 +326,8 @@ class HypergradientTrainable(SeededTrainable):
         metrics.update({f"test_{name}": value for name, value in self._evaluate("test").items()})
         for name in self._moved:
             metrics.update(_summary(name, self.hparams[name]))
+        with torch.no_grad():
+            metrics.update(self.task.hyperparameter_metrics(dict(self.hparams)))
         if rules.estimator in SOLVERS:
             result = self._implicit(metrics)
         elif rules.estimator in FIRST_ORDER:
@@ -741,6 +763,8 @@ def _summary(name: str, value: Tensor) -> dict[str, float]:
     return {f"{HYPERPARAMETER}{name}.{key}": number.item() for key, number in found.items()}
 
 
+_ONLINE = ("forward", "descent")
+"""Estimators whose hyperparameters move while the one training goes on."""
 _ITERATIVE = ("conjugate_gradient", "neumann", "fixed_point")
 _SOLVERS: Mapping[str, Callable[..., g.Solver]] = {
     "conjugate_gradient": g.ConjugateGradient,
