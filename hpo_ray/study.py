@@ -462,7 +462,7 @@ def _without_moved(section: Mapping[str, Any], trainable: Any, drafted: Draft) -
     """
     if "frozen" not in section or drafted.settings is None:
         return section
-    from hpo_ray.trainables.hypergradient import moved_names
+    from hpo_ray.trainables.bilevel import moved_names
 
     domains = drafted.space.domains
     frozen = [*section["frozen"], *moved_names(trainable.task_class, domains)]

@@ -17,7 +17,7 @@ class Cursor:
     """
 
     def __init__(self, generator: torch.Generator, state: tuple[Any, ...] | None = None) -> None:
-        self._generator = generator
+        self.generator = generator
         # The generator's state from which the order was drawn is small, where the order is as long as the data.
         self._shuffle: Tensor | None = None
         self._position = 0
@@ -30,15 +30,21 @@ class Cursor:
         """(the generator's state at the start of the epoch, rows met in it); None before the first."""
         return None if self._shuffle is None else (self._shuffle, self._position)
 
+    def restore(self, state: tuple[Any, ...] | None, generator: Tensor) -> None:
+        """Goes to where another cursor and its generator were."""
+        self.generator.set_state(generator)
+        self._shuffle, self._position = (None, 0) if state is None else state
+        self._order = None
+
     def next(self, n: int, size: int) -> Tensor:
         """The row numbers of the next batch of `size` of `n` rows; the last of an epoch has what is left."""
         if self._shuffle is None or self._position >= n:
-            self._shuffle, self._position = self._generator.get_state(), 0
-            self._order = torch.randperm(n, generator=self._generator)
+            self._shuffle, self._position = self.generator.get_state(), 0
+            self._order = torch.randperm(n, generator=self.generator)
         elif self._order is None:  # it goes on from a checkpoint
-            generator = torch.Generator()
-            generator.set_state(self._shuffle)
-            self._order = torch.randperm(n, generator=generator)
+            shuffle = torch.Generator()
+            shuffle.set_state(self._shuffle)
+            self._order = torch.randperm(n, generator=shuffle)
         assert self._order is not None
         batch = self._order[self._position : self._position + size]
         self._position += size

@@ -8,9 +8,8 @@ continued and copied, and its report belongs to the hyperparameters that its wei
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,11 +18,20 @@ import torch
 from torch import Tensor
 
 from hpo_ray import gradients as g
-from hpo_ray.domains import Domain, Float
+from hpo_ray.domains import Float
 from hpo_ray.errors import ConfigError
 from hpo_ray.gradients.implicit import outer_gradients
 from hpo_ray.gradients.updates import State
-from hpo_ray.trainables.context import TrialContext, get_context, use_context
+from hpo_ray.trainables.bilevel import (
+    ITERATIVE,
+    check,
+    outer_optimizer_of,
+    solver_of,
+    start_task,
+    transforms_of,
+    update_of,
+)
+from hpo_ray.trainables.context import TrialContext, get_context
 from hpo_ray.trainables.cursor import Cursor
 from hpo_ray.trainables.differentiable import Batch, DifferentiableTask, fold_data
 from hpo_ray.trainables.seeded import RandomState, SeededTrainable, plain
@@ -33,8 +41,8 @@ from hpo_ray.trials import HYPERPARAMETER
 STATE_FILE = "state.pt"
 EVALUATION_ROWS = 1024
 """Examples in a forward pass of an evaluation: bounds its memory."""
-OF_TRAINING = ("inner_lr", "inner_momentum")
-"""Hyperparameters that are not in the inner loss, but in what the training makes of its gradient."""
+ONLINE = ("forward", "descent")
+"""Estimators whose hyperparameters move while the one training goes on."""
 TRIES = 8
 """How often damping is raised within a step before the trial gives up."""
 
@@ -95,8 +103,8 @@ class HypergradientTrainable(SeededTrainable):
     _damping: float
     _initial_task: dict[str, Tensor]
     """The task's own state before the first step."""
-    _inner_cursors: list[tuple[Cursor, torch.Generator]]
-    _outer_cursors: list[tuple[Cursor, torch.Generator]]
+    _inner_cursors: list[Cursor]
+    _outer_cursors: list[Cursor]
 
     # What Ray calls.
 
@@ -107,37 +115,7 @@ class HypergradientTrainable(SeededTrainable):
         Raises:
             ConfigError: the estimator can't differentiate a name, or a loss is not as it should be.
         """
-        space, rules, task = context.space, cls.settings, cls.task_class
-        if space is None or not rules.moves:
-            return
-        moved = moved_names(task, space.domains)
-        names = ", ".join(task.differentiable)
-        if not moved:
-            raise ConfigError(
-                f"space: none of what {task.__name__} differentiates ({names or 'nothing'}) has a range of floats in "
-                f"the space, so there is no gradient to follow; give one, for example "
-                f"'+space.{next(iter(task.differentiable), 'NAME')}={{low: 1e-6, high: 1.0, log: true}}', or train it "
-                f"with trainable=task",
-                key="space",
-            )
-        for name in moved:
-            if why := _cannot(rules.estimator, name):
-                raise ConfigError(f"space.{name}: estimator={rules.estimator} {why}", key=f"space.{name}")
-        with use_context(context):
-            _try(task, rules, space.from_units([0.5] * len(space)), moved)
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Builds the task for a new trial."""
-        self._start(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Turns this object into a new trial, equal to a fresh one.
-
-        Returns:
-            True: Ray may reuse the actor.
-        """
-        self._start(new_config)
-        return True
+        check(cls.task_class, cls.settings, context)
 
     def step(self) -> dict[str, Any]:
         """One training and one step of the hyperparameters; see the class for what it reports."""
@@ -183,8 +161,8 @@ class HypergradientTrainable(SeededTrainable):
             "tangents": self._tangents,
             "damping": self._damping,
             "task": dict(self.task.state()),
-            "inner_cursors": [(c.state, s.get_state()) for c, s in self._inner_cursors],
-            "outer_cursors": [(c.state, s.get_state()) for c, s in self._outer_cursors],
+            "inner_cursors": [(c.state, c.generator.get_state()) for c in self._inner_cursors],
+            "outer_cursors": [(c.state, c.generator.get_state()) for c in self._outer_cursors],
             "random": self._random_state.to_plain(),
         }
         torch.save(state, Path(checkpoint_dir) / STATE_FILE)
@@ -228,13 +206,9 @@ class HypergradientTrainable(SeededTrainable):
         for name in ("last_direction", "adjoint", "tangents"):
             setattr(self, f"_{name}", None if saved[name] is None else self._on_device(saved[name]))
         self.task.load_state(self._on_device(saved["task"]))
-        for cursors, positions in (
-            (self._inner_cursors, saved["inner_cursors"]),
-            (self._outer_cursors, saved["outer_cursors"]),
-        ):
-            for i, (position, generator) in enumerate(positions):
-                cursors[i][1].set_state(generator)
-                cursors[i] = (Cursor(cursors[i][1], position), cursors[i][1])
+        for name in ("inner_cursors", "outer_cursors"):
+            for cursor, position in zip(getattr(self, f"_{name}"), saved[name], strict=True):
+                cursor.restore(*position)
         self._random_state = RandomState.from_plain(saved["random"], own_gpu=self._random_state.gpu)
 
     def cleanup(self) -> None:
@@ -274,18 +248,18 @@ class HypergradientTrainable(SeededTrainable):
             self._splits = fold_data(task, rules.outer_folds, context.split_seed)
             params = {f"{k}/{name}": p.clone() for k in range(rules.outer_folds) for name, p in params.items()}
         self._inner_steps = rules.inner_steps or task.inner_steps
-        if rules.estimator in _ONLINE:
+        if rules.estimator in ONLINE:
             self._restarts = False
         else:
             self._restarts = task.restarts if rules.estimator != "unrolled" else rules.restart is not False
         self._initial_task = {name: tensor.clone() for name, tensor in task.state().items()}
-        self._transforms = _transforms(task, context, hparams) if rules.moves else {}
+        self._transforms = transforms_of(task, context, hparams) if rules.moves else {}
         self._moved = tuple(self._transforms)
         if rules.estimator == "unrolled" and self._restarts:
             for name in task.per_step:
                 if name in self._moved and hparams[name].ndim == 0:
                     hparams[name] = hparams[name].expand(self._inner_steps).clone()
-        self._update = _update(rules, task, self._inner_loss, hparams)
+        self._update = update_of(rules, task, self._inner_loss, hparams)
         self._initial = self._update.start(params)
         self._state = self._initial
         self._fixed = hparams
@@ -296,13 +270,13 @@ class HypergradientTrainable(SeededTrainable):
         else:
             for name, transform in self._transforms.items():
                 self._free[name] = transform.project(transform.to_free(hparams[name])).requires_grad_()
-        self._outer = _outer_optimizer(rules, list(self._free.values())) if self._free else None
+        self._outer = outer_optimizer_of(rules, list(self._free.values())) if self._free else None
         self.hparams = self._values()
         self._steps = self._trained = self._evaluations = 0
         self._damping = self._damping_set
         self._adjoint = self._tangents = self._last_direction = None
-        self._inner_cursors = [_cursor(int(inner), k) for k in range(len(self._splits))]
-        self._outer_cursors = [_cursor(int(outer), k) for k in range(2 * len(self._splits))]
+        self._inner_cursors = _cursors(int(inner), len(self._splits))
+        self._outer_cursors = _cursors(int(outer), 2 * len(self._splits))
 
     def _values(self) -> dict[str, Tensor]:
         """The hyperparameters as they are, in their own units."""
@@ -350,13 +324,10 @@ class HypergradientTrainable(SeededTrainable):
         """Draws the batches of the next training."""
         size = self._rules.batch_size or self.task.batch_size
         self._first = self._trained
+        pairs = list(zip(self._splits, self._inner_cursors, strict=True))
         self._batches = [
-            [_batch(splits["train"], size, cursor) for splits, (cursor, _) in self._pairs(self._inner_cursors)]
-            for _ in range(self._inner_steps)
+            [_batch(splits["train"], size, cursor) for splits, cursor in pairs] for _ in range(self._inner_steps)
         ]
-
-    def _pairs(self, cursors: list[tuple[Cursor, torch.Generator]]) -> Any:
-        return zip(self._splits, cursors, strict=True)
 
     def _inner_loss(self, params: State, hparams: dict[str, Tensor], step: int) -> Tensor:
         if self._rules.estimator in TRAINING:  # these take a step more than once, and dropout must be the same again
@@ -462,8 +433,8 @@ class HypergradientTrainable(SeededTrainable):
         inner = zip(self._splits, self._outer_cursors[:half], strict=True)
         outer = zip(self._splits, self._outer_cursors[half:], strict=True)
         return (
-            [_batch(splits["train"], size, cursor) for splits, (cursor, _) in inner],
-            [_batch(splits["validation"], size, cursor) for splits, (cursor, _) in outer],
+            [_batch(splits["train"], size, cursor) for splits, cursor in inner],
+            [_batch(splits["validation"], size, cursor) for splits, cursor in outer],
         )
 
     def _problem(self) -> tuple[Any, Any, dict[str, Tensor], dict[str, Tensor]]:
@@ -488,7 +459,8 @@ class HypergradientTrainable(SeededTrainable):
         least = self._damping_set
         for attempt in range(TRIES):
             try:
-                result = g.hypergradient(*problem, solver=self._solver(), warm_start=warm)
+                solver = solver_of(self._rules, self.task, self._damping)
+                result = g.hypergradient(*problem, solver=solver, warm_start=warm)
                 break
             except g.NonPositiveCurvature as error:
                 self._evaluations += (2 * error.iteration + 4) * len(self._splits)
@@ -497,7 +469,7 @@ class HypergradientTrainable(SeededTrainable):
                 self._damping = max(10 * self._damping, 2 * (self._damping - error.curvature), 1e-4)
                 warm = None
         self._evaluations += (2 * result.products + 4) * len(self._splits)
-        self._adjoint = result.adjoint if self._rules.estimator in _ITERATIVE else None
+        self._adjoint = result.adjoint if self._rules.estimator in ITERATIVE else None
         assert result.residual is not None and result.inner_gradient_norm is not None
         metrics.update(residual=result.residual, solver_iterations=result.iterations, damping=self._damping)
         metrics["inner_gradient_norm"] = result.inner_gradient_norm
@@ -509,18 +481,6 @@ class HypergradientTrainable(SeededTrainable):
         if self._rules.damping is not None:
             return self._rules.damping
         return 0.01 if self._rules.estimator == "nystrom" else 0.0
-
-    def _solver(self) -> g.Solver:
-        rules = self._rules
-        given = {"tol": rules.tol, "damping": self._damping, "step_size": rules.step_size}
-        if rules.estimator in _ITERATIVE and rules.estimator != "neumann":
-            given["max_iter"] = rules.iterations
-        elif rules.estimator in ("neumann", "nystrom"):
-            given["terms" if rules.estimator == "neumann" else "rank"] = rules.iterations
-        if rules.estimator == "identity":
-            given = {"tol": rules.tol, "scale": rules.inner_lr or self.task.inner_lr}
-        solver: g.Solver = _SOLVERS[rules.estimator](**{k: v for k, v in given.items() if v is not None})
-        return solver
 
     def _first_order(self) -> g.Hypergradient:
         rules, problem = self._rules, self._problem()
@@ -614,135 +574,8 @@ class HypergradientTrainable(SeededTrainable):
         return totals
 
 
-def moved_names(task: type[DifferentiableTask] | DifferentiableTask, domains: Mapping[str, Domain]) -> list[str]:
-    """The names that a task differentiates and a space gives a range of floats."""
-    return [name for name in task.differentiable if _is_continuous(domains.get(name))]
-
-
-def start_task(
-    cls: type[DifferentiableTask], config: Mapping[str, Any], seed: int, device: torch.device
-) -> tuple[DifferentiableTask, dict[str, Tensor], dict[str, Tensor]]:
-    """(task, weights, hyperparameters) of a configuration, on the device.
-
-    Raises:
-        ConfigError: what the task gives is not what it should.
-    """
-    task = cls()
-    task.device = device
-    torch.manual_seed(seed)
-    params = task.init(copy.deepcopy(dict(config)), seed)
-    key = "task.trainable"
-    if not isinstance(params, Mapping) or not params:
-        raise ConfigError(f"{cls.__name__}.init: must return the weights by name, a dict of tensors", key=key)
-    data = getattr(task, "data", None)
-    if not isinstance(data, Mapping) or any(split not in data for split in ("train", "validation", "test")):
-        raise ConfigError(f"{cls.__name__}.init: must set self.data to train, validation and test tensors", key=key)
-    task.data = {split: tuple(tensor.to(device) for tensor in tensors) for split, tensors in data.items()}
-    params = {name: p.detach().clone().to(device) for name, p in params.items()}
-    dtype = next(iter(params.values())).dtype
-    found = task.hyperparameters(copy.deepcopy(dict(config)))
-    hparams = {name: torch.as_tensor(value).detach().clone().to(device, dtype) for name, value in found.items()}
-    return task, params, hparams
-
-
-def _is_continuous(domain: Domain | None) -> bool:
-    return isinstance(domain, Float) and domain.step is None
-
-
-def _transforms(
-    task: DifferentiableTask, context: TrialContext, hparams: Mapping[str, Tensor]
-) -> dict[str, g.Transform]:
-    """How each hyperparameter that is moved is kept within its bounds."""
-    found: dict[str, g.Transform] = {}
-    domains = {} if context.space is None else context.space.domains
-    for name in moved_names(task, domains):
-        domain = domains[name]
-        assert isinstance(domain, Float)
-        if name in hparams:  # a condition may leave it out
-            found[name] = g.Positive(domain.low, domain.high) if domain.log else g.Bounded(domain.low, domain.high)
-    return found
-
-
-def _cannot(estimator: str, name: str) -> str:
-    """Why an estimator can't move a hyperparameter, and what can; empty if it can."""
-    if estimator == "descent" and name != "inner_lr":
-        return f"moves inner_lr alone; fix {name} (space.{name}=VALUE), or use method=hypergradient"
-    if estimator in (*SOLVERS, *FIRST_ORDER) and name in OF_TRAINING:
-        return (
-            f"differentiates what is in the inner loss, and {name} is not; use method=unrolled or method=forward_online"
-            + (", or method=hypergradient_descent" if name == "inner_lr" else "")
-        )
-    return ""
-
-
-def _try(task_class: type[DifferentiableTask], rules: Hypergradient, config: dict[str, Any], moved: list[str]) -> None:
-    """Takes one hypergradient of a task on its first batch, so that what it lacks is found before a study starts."""
-    cpu = torch.device("cpu")
-    before = RandomState.capture(cpu)
-    try:
-        task, params, hparams = start_task(task_class, config, 0, cpu)
-        sizes = {"train": rules.batch_size or task.batch_size}
-        sizes["validation"] = rules.outer_batch_size or task.outer_batch_size
-        few = {split: tuple(tensor[:size] for tensor in task.data[split]) for split, size in sizes.items()}
-        if missing := [name for name in moved if name not in hparams]:
-            raise ConfigError(
-                f"{task_class.__name__}.hyperparameters: gives no {', '.join(missing)}, which is said to be "
-                f"differentiable",
-                key="task.trainable",
-            )
-        if rules.outer_folds > 1:
-            fold_data(task, rules.outer_folds, 0)
-        own = {name: hparams.pop(name) for name in moved}
-
-        def inner(params: State, moved: dict[str, Tensor], step: int = 0) -> Tensor:
-            return task.inner_loss(params, {**hparams, **moved}, few["train"])
-
-        def outer(params: State, moved: dict[str, Tensor]) -> Tensor:
-            return task.outer_loss(params, few["validation"])
-
-        update = _update(rules, task, inner, {**hparams, **own})
-        if rules.estimator in TRAINING or rules.estimator == "descent":
-            g.unrolled_hypergradient(update, outer, params, own, steps=1)
-        else:
-            g.hypergradient(inner, outer, params, own, g.Identity(measure=False))
-    except (ConfigError, g.HypergradientError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        if not isinstance(error, g.NonFiniteLoss):  # at these weights: a trial will say where
-            raise ConfigError(f"task.trainable: {task_class.__name__}: {error}", key="task.trainable") from None
-    except Exception:  # the user's code needs something that is not here, or a trial will show its traceback
-        return
-    finally:
-        before.apply(cpu)
-
-
-def _update(
-    rules: Hypergradient, task: DifferentiableTask, loss: Callable[..., Tensor], hparams: Mapping[str, Tensor]
-) -> g.Update:
-    rate = task.inner_lr if rules.inner_lr is None else rules.inner_lr
-    if (rules.inner_optimizer or task.inner_optimizer) == "adam":
-        if "inner_momentum" in hparams or rules.inner_momentum is not None:
-            raise ConfigError(
-                "inner_momentum: adam has none; use trainable.inner_optimizer=sgd", key="trainable.inner_momentum"
-            )
-        return g.Adam(loss, rate)
-    if rules.estimator == "sama":
-        raise ConfigError(
-            "trainable.estimator=sama: is for adam; use trainable.inner_optimizer=adam, or estimator=darts",
-            key="trainable.estimator",
-        )
-    momentum = task.inner_momentum if rules.inner_momentum is None else rules.inner_momentum
-    return g.SGD(loss, rate, momentum, keeps_momentum="inner_momentum" in hparams)
-
-
-def _outer_optimizer(rules: Hypergradient, free: list[Tensor]) -> torch.optim.Optimizer:
-    kind = torch.optim.Adam if rules.outer_optimizer == "adam" else torch.optim.SGD
-    return kind(free, lr=rules.outer_lr)
-
-
-def _cursor(seed: int, k: int) -> tuple[Cursor, torch.Generator]:
-    generator = torch.Generator().manual_seed(seed + k)
-    return Cursor(generator), generator
+def _cursors(seed: int, count: int) -> list[Cursor]:
+    return [Cursor(torch.Generator().manual_seed(seed + k)) for k in range(count)]
 
 
 def _batch(data: Batch, size: int | None, cursor: Cursor) -> Batch:
@@ -761,16 +594,3 @@ def _summary(name: str, value: Tensor) -> dict[str, float]:
     numbers = value.double()
     found = {"mean": numbers.mean(), "min": numbers.min(), "max": numbers.max(), "std": numbers.std(correction=0)}
     return {f"{HYPERPARAMETER}{name}.{key}": number.item() for key, number in found.items()}
-
-
-_ONLINE = ("forward", "descent")
-"""Estimators whose hyperparameters move while the one training goes on."""
-_ITERATIVE = ("conjugate_gradient", "neumann", "fixed_point")
-_SOLVERS: Mapping[str, Callable[..., g.Solver]] = {
-    "conjugate_gradient": g.ConjugateGradient,
-    "neumann": g.Neumann,
-    "fixed_point": g.FixedPoint,
-    "nystrom": g.Nystrom,
-    "exact": g.Exact,
-    "identity": g.Identity,
-}

@@ -38,6 +38,22 @@ class SeededTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
     _context: TrialContext
     _random_state: RandomState
 
+    def setup(self, config: dict[str, Any]) -> None:
+        """Builds a new trial."""
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Turns this object into a new trial, equal to a fresh one.
+
+        Returns:
+            True: Ray may reuse the actor.
+        """
+        self._start(new_config)
+        return True
+
+    def _start(self, config: dict[str, Any]) -> None:
+        raise NotImplementedError
+
     def _choose_device(self) -> torch.device:
         resources = self.trial_resources
         gpus = self._context.gpus if resources is None else resources.required_resources.get("GPU", 0)

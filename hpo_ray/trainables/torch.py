@@ -228,19 +228,6 @@ class TorchTrainable(SeededTrainable):
 
     # What Ray calls.
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Builds data, model and optimizer for a new trial."""
-        self._start(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Turns this object into a new trial, equal to a fresh one. Data is kept where it can be.
-
-        Returns:
-            True: Ray may reuse the actor.
-        """
-        self._start(new_config)
-        return True
-
     def step(self) -> dict[str, Any]:
         """One unit of training and its evaluation.
 
