@@ -372,7 +372,7 @@ def bound_trainable(config: Mapping[str, Any]) -> Callable[..., Any] | type:
         if settings is not None:
             raise ConfigError(
                 f"task.trainable={path}: trainable={settings.name} needs a differentiable task, a class with "
-                f"{', '.join(REQUIRED)} (hpo_ray.trainables.DifferentiableTask)"
+                f"{', '.join(REQUIRED)} (hpo_ray.trainables.DifferentiableTask), task=hyper_cleaning for example"
                 + (f"; it lacks {', '.join(missing(found))}" if isinstance(found, type) else "; it is a function"),
                 key="task.trainable",
             )

@@ -82,7 +82,7 @@ class PlainView(View):
         best = state.best
         if best is not None and best.trial_id != self._best:
             self._best = best.trial_id
-            self._print(f"{clock(elapsed_s)}  best {incumbent(best, self._draft)}: {config_text(best.config)}")
+            self._print(f"{clock(elapsed_s)}  best {incumbent(best, self._draft)}: {trial_text(best)}")
         now = self._now()
         if state.states["failed"] > self._failed and self._failures_shown < FAILURES_SHOWN:
             if now - self._last_failure_s >= FAILURE_EVERY_S:
@@ -162,7 +162,7 @@ class LiveView(View):
         if state.best is not None:
             line = Text("best ", style="green")
             line.append(incumbent(state.best, self._draft), style="bold green")
-            parts += [line, Text("  " + config_text(state.best.config))]
+            parts += [line, Text("  " + trial_text(state.best))]
         if state.last_failure is not None:
             parts.append(Text(failure(state), style="red"))
         if rows := rung_table(state, self._draft.plan):
@@ -253,6 +253,18 @@ def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:
         cells = [f"{done}/{rung.n} at {rung.r}" for done, rung in zip(counts, bracket.rungs, strict=True)]
         rows.append([f"{index} (s={bracket.s})", *cells])
     return rows
+
+
+def trial_text(trial: TrialRecord) -> str:
+    """A trial's configuration in one line, with hyperparameters where it has moved them to itself."""
+    now = dict(trial.config)
+    for name, value in trial.hyperparameters.items():
+        of_many = name.removesuffix(".mean")
+        if name in now:
+            now[name] = value
+        elif of_many != name and of_many in now:
+            now[of_many] = f"{value:.4g} (mean)"
+    return config_text(now)
 
 
 def config_text(config: Mapping[str, Any], prefix: str = "") -> str:

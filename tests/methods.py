@@ -10,7 +10,9 @@ CONF = Path(__file__).parents[1] / "conf"
 ALL = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 NEEDS_A_STUDY = ("pbt_replay",)
 """It replays the schedule of another study: tests/schedulers/test_population.py."""
-METHODS = [method for method in ALL if method not in NEEDS_A_STUDY]
+GRADIENT = [m for m in ALL if "override /trainable" in (CONF / f"method/{m}.yaml").read_text()]
+"""Those that move hyperparameters within a trial, and need a task that can be differentiated."""
+METHODS = [method for method in ALL if method not in (*NEEDS_A_STUDY, *GRADIENT)]
 SEVERAL = [m for m in METHODS if OmegaConf.load(CONF / f"method/{m}.yaml").method.get("several")]
 
 
@@ -25,6 +27,17 @@ def part(method: str, group: str) -> str:
 
 SCHEDULERS = {part(method, "scheduler"): method for method in reversed(METHODS) if method not in SEVERAL}
 """One method for each scheduler."""
+
+
+def differentiable(method: str) -> list[str]:
+    """The overrides that make a method with gradients small, on a task that it can differentiate."""
+    task, space = "Ridge", "{decay: {low: 1e-4, high: 10.0, log: true}}"
+    if part(method, "trainable") == "descent":
+        task, space = "OneRate", "{inner_lr: {low: 0.01, high: 0.3, log: true}}"
+    overrides = ["task=custom", f"task.trainable=mine_differentiable.{task}", f"space={space}"]
+    overrides.append("trainable.inner_steps=5")
+    scheduler = part(method, "scheduler")
+    return overrides + (["budget.trials=5"] if scheduler == "asha" else small(method) if scheduler == "pbt" else [])
 
 
 def small(method: str) -> list[str]:

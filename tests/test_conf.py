@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from methods import METHODS, SEVERAL
+from methods import GRADIENT, METHODS, SEVERAL
 from omegaconf import OmegaConf
 
 from hpo_ray.__main__ import VERBS
@@ -79,7 +79,7 @@ def test_law_every_scheduler_has_its_algorithm_beside_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", sorted(p.stem for p in (CONF / "task").glob("*.yaml")))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *GRADIENT])
 def test_every_method_plans_every_task(task: str, method: str) -> None:
     """But for `pbt_replay`, which needs a study to replay; those for several metrics say so of a task with one."""
     own = ["task.trainable=mine.train", "space={lr: {low: 0.1, high: 0.2}}"] if task in ("custom", "recorded") else []

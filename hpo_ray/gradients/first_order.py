@@ -72,7 +72,7 @@ def sama_hypergradient(
     eps: float = 1e-8,
     epsilon: float = 1.0,
 ) -> Hypergradient:
-    """The gradient after one step of Adam, by a finite difference (SAMA, Choe et al., NeurIPS 2023, eq. 4 and 5).
+    """The gradient after one step of Adam, by a finite difference (SAMA, Choe et al., NeurIPS 2023).
 
     As `darts_hypergradient`, with the identity for the inverse Hessian, and v = (du/dg) (outer gradient) in place of
     the outer gradient, where u(g) is the step that Adam makes of the gradient g: diagonal, and here with the bias
@@ -115,7 +115,7 @@ def sama_hypergradient(
 
 
 def learning_rate_gradient(gradient: Mapping[str, Tensor], last_direction: Mapping[str, Tensor]) -> Tensor:
-    """The derivative of the training loss in the learning rate of the last step (Baydin et al., ICLR 2018, eq. 5).
+    """The derivative of the training loss in the learning rate of the last step (Baydin et al., ICLR 2018).
 
     The last step was theta_t = theta_{t-1} - alpha u_{t-1}, so d f(theta_t) / d alpha = -grad f(theta_t) . u_{t-1}.
     For plain gradient descent u is the gradient, with momentum or Adam what these make of it.

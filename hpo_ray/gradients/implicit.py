@@ -1,8 +1,8 @@
 """Implicit differentiation: the hypergradient at trained weights, from a linear system and not from the training.
 
 Where the inner loss f has its minimum, theta*(lambda), the gradient in the weights is zero for every lambda. With the
-Hessian A of f in the weights (Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016, eq. 3;
-Lorraine et al., "Optimizing Millions of Hyperparameters by Implicit Differentiation", AISTATS 2020, eq. 2):
+Hessian A of f in the weights (Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016;
+Lorraine et al., "Optimizing Millions of Hyperparameters by Implicit Differentiation", AISTATS 2020, theorem 1):
 
     A v = b,  b = d outer_loss / d params
     d F / d lambda = d outer_loss / d lambda - (d^2 f / d lambda d params) v
@@ -10,6 +10,7 @@ Lorraine et al., "Optimizing Millions of Hyperparameters by Implicit Differentia
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,18 +94,21 @@ def hypergradient(
     value, pull, direct = outer_gradients(outer_loss, params, hparams)
     inner = InnerProblem(inner_loss, params, hparams)
     b = inner.layout.flatten(pull.values())
+    del pull  # as large as the weights
     _check_finite(b, "the gradient of outer_loss in params")
-    gradient = inner.gradient()
-    _check_finite(gradient, "the gradient of inner_loss in params")
+    inner_norm = _check_finite(inner.gradient(), "the gradient of inner_loss in params")
     start = None if warm_start is None else inner.layout.flatten_dict(warm_start)
     solution = solver.solve(inner.hessian_product, b, start)
     mixed = inner.mixed_product(solution.vector)
     _check_depends(mixed, direct)
     grads = {}
-    for name, hparam in hparams.items():
+    for name in hparams:
         own, through = direct[name], mixed[name]
-        total = torch.zeros_like(hparam) if own is None else own
-        grads[name] = (total if through is None else total - through).detach()
+        if through is None:
+            assert own is not None
+            grads[name] = own.detach()
+        else:
+            grads[name] = (through.neg() if own is None else own - through).detach()
     return Hypergradient(
         grads=grads,
         outer_loss=value,
@@ -112,7 +116,7 @@ def hypergradient(
         iterations=solution.iterations,
         converged=solution.converged,
         products=inner.products,
-        inner_gradient_norm=gradient.norm().item(),
+        inner_gradient_norm=inner_norm,
         adjoint=inner.layout.unflatten_dict(solution.vector),
     )
 
@@ -137,6 +141,9 @@ def _check_depends(mixed: Mapping[str, Tensor | None], direct: Mapping[str, Tens
         )
 
 
-def _check_finite(vector: Tensor, what: str) -> None:
-    if not torch.isfinite(vector).all():
+def _check_finite(vector: Tensor, what: str) -> float:
+    """The norm of a vector that must be finite."""
+    norm: float = vector.norm().item()
+    if not math.isfinite(norm) and not torch.isfinite(vector).all():  # the square of a large number may not be
         raise NonFiniteLoss(f"{what} is not finite")
+    return norm

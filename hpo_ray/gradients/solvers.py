@@ -101,21 +101,22 @@ class ConjugateGradient(Solver):
         p = r.clone()
         rho = r.dot(r)
         size, target, iteration = math.sqrt(rho.item()), self.tol * norm, 0
-        top = torch.zeros_like(rho)  # eigenvalue, as far as the directions have shown it
+        top = 0.0  # eigenvalue, as far as the directions have shown it
         trusted = max(target, torch.finfo(b.dtype).eps * norm)  # below it the recurrence is about its own rounding
         while iteration < self.max_iter and size > target:
             iteration += 1
             ap = product(p)
             curvature = p.dot(ap)
-            # |p'Ap| below the rounding of Ap is no curvature: then alpha would be noise, as large as it likes.
-            top = torch.maximum(top, ap.norm() / p.norm())
-            least = 10 * torch.finfo(p.dtype).eps * top * p.dot(p)
+            numbers = [rho, curvature, ap.dot(ap), p.dot(p)]
             alpha = rho / curvature
-            x.addcmul_(p, alpha)
-            r.addcmul_(ap, alpha, value=-1)
-            before, rho = rho, r.dot(r)
-            positive, square, bound, along = torch.stack((curvature, rho, least, p.dot(p))).tolist()
-            if positive <= bound:
+            _add(x, p, alpha)
+            _add(r, ap, -alpha)
+            del ap  # its memory is the next product's
+            rho = r.dot(r)
+            before, positive, image, along, square = torch.stack([*numbers, rho]).tolist()
+            # |p'Ap| below the rounding of Ap is no curvature: then alpha is noise, as large as it likes.
+            top = max(top, math.sqrt(image / along) if along > 0.0 else 0.0)
+            if positive <= 10 * torch.finfo(p.dtype).eps * top * along:
                 raise NonPositiveCurvature(positive / along, iteration, self.damping)
             size = math.sqrt(square)
             if not math.isfinite(size):
@@ -126,13 +127,13 @@ class ConjugateGradient(Solver):
                 size = math.sqrt(rho.item())
                 p = r.clone()
             else:
-                p.mul_(rho / before).add_(r)
+                torch.add(r, p, alpha=square / before, out=p)
         return self._solution(x, size / norm, iteration)
 
 
 @dataclass(frozen=True)
 class Neumann(Solver):
-    """A truncated Neumann series, v = alpha sum_{k<K} (I - alpha A)^k b (Lorraine et al. 2020, eq. 7 and algorithm 3).
+    """A truncated Neumann series, v = alpha sum_{k<K} (I - alpha A)^k b (Lorraine et al. 2020, theorem 2, algorithm 3).
 
     Its error is -(I - alpha A)^K A^-1 b exactly, so it underestimates along directions of little curvature: a bias
     towards few large steps of training. With a `start` v0 the same series of b - A v0 is added to it.
@@ -166,7 +167,7 @@ class Neumann(Solver):
 
 @dataclass(frozen=True)
 class FixedPoint(Solver):
-    """The fixed point of v <- v + alpha (b - A v), to a tolerance (Grazzi et al., ICML 2020, section 3, eq. 10).
+    """The fixed point of v <- v + alpha (b - A v), to a tolerance (Grazzi et al., ICML 2020).
 
     That is their iteration for the map theta -> theta - alpha (gradient of the inner loss). Its terms are those of
     `Neumann`, which takes a set number of them; here the residual says how many. Cost: a product for each iteration,
@@ -198,7 +199,7 @@ class FixedPoint(Solver):
 
 @dataclass(frozen=True)
 class Nystrom(Solver):
-    """A Nystrom approximation of A of low rank, inverted in closed form (Hataya and Yamada, AISTATS 2023, eq. 5 and 6).
+    """A Nystrom approximation of A of low rank, inverted in closed form (Hataya and Yamada, AISTATS 2023).
 
     A is replaced by Y (W'Y)^-1 Y' with Y = A W for `rank` vectors W, and (A + damping I)^-1 follows by Woodbury's
     identity; numbers are kept in order by the shift and the decomposition of Frangella, Tropp and Udell (SIAM J. Matrix
@@ -291,13 +292,16 @@ class Exact(Solver):
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed.item():
             raise NonPositiveCurvature(torch.linalg.eigvalsh(matrix)[0].item(), int(failed.item()), self.damping)
+        pivots = factor.diagonal().square()
+        if (pivots.min() <= len(b) * torch.finfo(b.dtype).eps * pivots.max()).item():  # singular but for rounding
+            raise NonPositiveCurvature(torch.linalg.eigvalsh(matrix)[0].item(), len(b), self.damping)
         x = torch.cholesky_solve(b[:, None], factor)[:, 0]
         return self._solution(x, (b - matrix @ x).norm().item() / norm, len(b))
 
 
 @dataclass(frozen=True)
 class Identity(Solver):
-    """The identity in place of the inverse Hessian, v = scale b: T1-T2 (Luketina et al., ICML 2016, eq. 3).
+    """The identity in place of the inverse Hessian, v = scale b: T1-T2 (Luketina et al., ICML 2016).
 
     The gradient of one step of training with the learning rate `scale`. Biased: its length depends on the scale, its
     direction is right only as far as all curvatures are alike. Cost: no product, one if it is measured. Memory: P.
@@ -370,10 +374,12 @@ def _richardson(
     while iteration < iterations and size > stop:
         iteration += 1
         ar = product(r)
-        curvature, along, square = torch.stack((r.dot(ar), r.dot(r), ar.dot(ar))).tolist()
+        numbers = [r.dot(ar), ar.dot(ar)]
         x.add_(r, alpha=alpha)
         r.add_(ar, alpha=-alpha)
-        before, size = size, r.norm().item()
+        del ar  # its memory is the next product's
+        curvature, square, after = torch.stack([*numbers, r.dot(r)]).tolist()
+        before, size, along = size, math.sqrt(after), size * size
         if before <= tiny or not math.isfinite(size):  # what is left is rounding
             continue
         if curvature < least * along or square == 0.0:
@@ -396,6 +402,14 @@ def _richardson(
             r = b - product(x)  # what the recurrence says is without its own rounding
             size = r.norm().item()
     return x, size, iteration
+
+
+def _add(x: Tensor, y: Tensor, factor: Tensor) -> None:
+    """Adds factor y to x without waiting for a GPU; on a CPU a number is quicker than a tensor that is broadcast."""
+    if x.is_cpu:
+        x.add_(y, alpha=factor.item())
+    else:
+        x.addcmul_(y, factor)
 
 
 def _begin(product: Product, b: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hpo_ray.gradients.errors import HypergradientError, NotDifferentiable
+from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
 from hpo_ray.gradients.generators import Generators
 from hpo_ray.gradients.implicit import Hypergradient, outer_gradients
 from hpo_ray.gradients.products import Loss, leaves
-from hpo_ray.gradients.updates import State, Update, check_finite
+from hpo_ray.gradients.updates import State, Update
 
 Step = Callable[[State, dict[str, Tensor], int], State]
 """`update(state, hparams, step) -> state`, a pure function of its arguments, steps counted from 0."""
@@ -40,7 +40,7 @@ def unrolled_hypergradient(
     steps: int,
     mode: Literal["reverse", "forward"] = "reverse",
     truncate: int | None = None,
-    keep: Literal["all", "sqrt"] = "all",
+    keep: Literal["all", "sqrt", "graphs"] = "all",
     first_step: int = 0,
 ) -> Hypergradient:
     """The total derivative of the outer loss after `steps` steps of training, in everything that the steps depend on.
@@ -51,8 +51,9 @@ def unrolled_hypergradient(
 
     Reverse keeps the states and not their graphs, and takes each step again with its graph on the way back: time of
     2 to 4 trainings, memory of T states and one step's graph; with `keep="sqrt"` one more training and 2 sqrt(T)
-    states. Forward carries Z along: time of (number of hyperparameters) trainings and more, memory of as many states,
-    whatever T is. Take it for few hyperparameters and long trainings.
+    states; with `keep="graphs"` one training less and T graphs, which is the quickest where they fit. Forward carries Z
+    along: time of (number of hyperparameters) trainings and more, memory of as many states, whatever T is. Take it for
+    few hyperparameters and long trainings.
 
     Args:
         update: one step: `SGD(loss)`, `Adam(loss)`, or a function of your own `update(state, hparams, step) -> state`.
@@ -66,7 +67,8 @@ def unrolled_hypergradient(
         steps: T.
         mode: `reverse` or `forward`.
         truncate: how many of the last steps are differentiated; None for all.
-        keep: `all` states, or only each sqrt(T)-th, the others computed anew (reverse only).
+        keep: `all` states, or only each sqrt(T)-th, the others computed anew; or the `graphs` of all steps (reverse
+            only).
         first_step: the number of the first step, where training goes on from an earlier one.
 
     Returns:
@@ -100,7 +102,7 @@ def forward_step(
 ) -> tuple[State, dict[str, Tensor]]:
     """One step of training, and of Z_t = A_t Z_{t-1} + B_t with it: forward mode, one step at a time.
 
-    For hyperparameters that are changed while training goes on (RTHO, Franceschi et al. 2017, section 3.3). Of `SGD`
+    For hyperparameters that are changed while training goes on (RTHO, Franceschi et al. 2017). Of `SGD`
     and `Adam` all rows of Z are computed at once (`torch.func.vmap`), of an update of your own one after another.
 
     Args:
@@ -217,6 +219,24 @@ class _Run:
                 state = {n: t.detach() for n, t in self.update(state, self.hparams, step).items()}
         return state
 
+    def check(self, last: Mapping[str, Tensor], start: Callable[[dict[str, Tensor]], State]) -> None:
+        """Refuses a last state that is not finite, and finds out at which step that began.
+
+        Raises:
+            NonFiniteLoss: names the step.
+        """
+        if all(torch.isfinite(tensor).all() for tensor in last.values()):
+            return
+        state, steps = start(self.hparams), self.end - self.begin
+        for taken in range(1, steps + 1):
+            state = self.forward(state, self.begin + taken - 1, self.begin + taken)
+            if wrong := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+                raise NonFiniteLoss(
+                    f"the training diverges: {wrong[0]!r} is not finite after step {taken} of {steps}; lower the "
+                    f"learning rate"
+                )
+        raise NonFiniteLoss(f"the training diverges: its weights are not finite after {steps} steps")
+
     def back(self, state: Mapping[str, Tensor], step: int, alpha: State) -> tuple[State, dict[str, Tensor | None]]:
         """(alpha A, alpha B) of one step from a state."""
         before = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
@@ -232,6 +252,8 @@ class _Run:
 
 
 def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], State], keep: str) -> Hypergradient:
+    if keep == "graphs":
+        return _through_graphs(run, outer_loss, start)
     state = run.forward(start(run.hparams), run.begin, run.traced)
     traced = run.end - run.traced
     every = 1 if keep == "all" else max(1, math.isqrt(traced))
@@ -241,7 +263,7 @@ def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
         if (step + 1 - run.traced) % every == 0 and step + 1 < run.end:
             kept[step + 1] = state
     last = state
-    check_finite(last, run.end - run.begin)
+    run.check(last, start)
     value, pull, grads = outer_gradients(outer_loss, last, run.hparams)
     alpha = {name: torch.zeros_like(last[name]) if g is None else g for name, g in pull.items()}
     grads = dict(grads)
@@ -262,6 +284,24 @@ def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     return _result(run, value, grads, last)
 
 
+def _through_graphs(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], State]) -> Hypergradient:
+    hparams = leaves(run.hparams, "hparams")
+    with torch.enable_grad():
+        state = start(hparams)
+        if run.traced > run.begin:
+            state = run.forward(state, run.begin, run.traced)
+        state = {n: t if t.requires_grad else t.detach().requires_grad_() for n, t in state.items()}
+        for step in range(run.traced, run.end):
+            state = run.update(state, hparams, step)
+    last = {name: tensor.detach() for name, tensor in state.items()}
+    run.check(last, start)
+    value, pull, direct = outer_gradients(outer_loss, last, run.hparams)
+    alpha = {name: torch.zeros_like(last[name]) if g is None else g for name, g in pull.items()}
+    found = _pull(state, alpha, list(hparams.values()))
+    grads = {name: _sum(direct[name], g) for name, g in zip(hparams, found, strict=True)}
+    return _result(run, value, grads, last)
+
+
 def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], State]) -> Hypergradient:
     state = {name: tensor.detach() for name, tensor in start(run.hparams).items()}
     tangents: dict[str, Tensor] | None = None
@@ -271,7 +311,7 @@ def _forward(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     for step in range(run.traced, run.end):
         before = state
         state, tangents = forward_step(run.update, state, run.hparams, tangents, step)
-    check_finite(state, run.end - run.begin)
+    run.check(state, start)
     value, pull, direct = outer_gradients(outer_loss, state, run.hparams)
     assert tangents is not None
     grads = dict(direct)
@@ -325,10 +365,10 @@ def _result(run: _Run, value: Tensor, grads: Mapping[str, Tensor | None], state:
 def _check(steps: int, mode: str, truncate: int | None, keep: str) -> None:
     if mode not in ("reverse", "forward"):
         raise HypergradientError(f"mode={mode!r}: must be 'reverse' or 'forward'")
-    if keep not in ("all", "sqrt"):
-        raise HypergradientError(f"keep={keep!r}: must be 'all' or 'sqrt'")
-    if keep == "sqrt" and mode == "forward":
-        raise HypergradientError("keep='sqrt': forward mode keeps no states; leave it out")
+    if keep not in ("all", "sqrt", "graphs"):
+        raise HypergradientError(f"keep={keep!r}: must be 'all', 'sqrt' or 'graphs'")
+    if keep != "all" and mode == "forward":
+        raise HypergradientError(f"keep={keep!r}: forward mode keeps no states; leave it out")
     for name, value in (("steps", steps), ("truncate", truncate)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise HypergradientError(f"{name}={value!r}: must be a whole number of at least 1")

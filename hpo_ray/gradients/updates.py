@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
+from hpo_ray.gradients.errors import HypergradientError, NotDifferentiable
 
 State: TypeAlias = dict[str, Tensor]
 StepLoss = Callable[[State, dict[str, Tensor], int], Tensor]
@@ -195,16 +195,3 @@ def _root(value: Tensor) -> Tensor:
     """The square root, with derivative 0 at 0."""
     positive = value > 0
     return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), 0.0)
-
-
-def check_finite(state: Mapping[str, Tensor], step: int) -> None:
-    """Refuses a state that is not finite.
-
-    Raises:
-        NonFiniteLoss: names the step.
-    """
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise NonFiniteLoss(
-                f"the training diverges: {name!r} is not finite after {step} steps; lower the learning rate"
-            )

@@ -554,13 +554,13 @@ class HypergradientTrainable(SeededTrainable):
             {name: fixed[name] for name in self._moved},
             steps=self._inner_steps,
             truncate=rules.truncate,
-            keep="sqrt" if rules.keep == "sqrt" else "all",
+            keep=rules.keep or "all",  # type: ignore[arg-type]
             first_step=self._trained,
         )
         assert result.params is not None
         self._state = result.params
-        extra = traced if rules.keep == "sqrt" else 0
-        self._evaluations += (self._inner_steps + 3 * traced + extra + 1) * len(self._splits)
+        again = {"graphs": -1, "sqrt": 1}.get(rules.keep or "all", 0)  # how often a step is taken more than that
+        self._evaluations += (self._inner_steps + (3 + again) * traced + 1) * len(self._splits)
         losses = self._finished([noted[step] for step in sorted(noted)])
         for step in range(self._first, self._trained):  # with the last weights: those before are gone
             self._after_step(step)

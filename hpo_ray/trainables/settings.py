@@ -63,7 +63,8 @@ class Hypergradient:
         step_size: of `neumann` and `fixed_point`: null finds one.
         warm_start: whether a solver starts from its last solution: true.
         truncate: of `unrolled`: the last so many steps are differentiated; null: all.
-        keep: of `unrolled`: `all` states, or each `sqrt`-th, which takes less memory and one more training.
+        keep: of `unrolled`: `all` states; each `sqrt`-th, which takes less memory and one more training; or the
+            `graphs` of all steps, which takes the most memory and the least time.
         restart: of `unrolled`: whether each training starts anew from the same initial weights, or goes on: true.
         epsilon: of `darts` (0.01) and `sama` (1): length of the finite difference.
         inner_optimizer: of the training: `sgd` or `adam`.
@@ -108,7 +109,7 @@ class Hypergradient:
         _one_of("estimator", self.estimator, ESTIMATORS)
         _one_of("inner_optimizer", self.inner_optimizer, ("sgd", "adam", None))
         _one_of("outer_optimizer", self.outer_optimizer, ("adam", "sgd"))
-        _one_of("keep", self.keep, ("all", "sqrt", None))
+        _one_of("keep", self.keep, ("graphs", "all", "sqrt", None))
         for key, estimators in _ONLY.items():
             if getattr(self, key) is not None and self.estimator not in estimators:
                 _refuse(key, getattr(self, key), f"estimator={self.estimator} has none; {', '.join(estimators)} do")

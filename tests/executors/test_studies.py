@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from methods import METHODS, SCHEDULERS, small
+from methods import GRADIENT, METHODS, SCHEDULERS, differentiable, small
 
 from hpo_ray.errors import StudyError
 from hpo_ray.events import FILE_NAME, CheckpointSaved, Decided, Reported, TrialAdded, TrialEnded, TrialRetried, read
@@ -80,6 +80,7 @@ def test_who_goes_on_is_right(folder: Path) -> None:
         ),
         ("hyperband", "function"),
         ("pbt", "breast_cancer"),
+        *((method, "differentiable") for method in GRADIENT),
         *(
             pytest.param(method, task, marks=pytest.mark.slow)
             for method, task in [
@@ -94,13 +95,15 @@ def test_who_goes_on_is_right(folder: Path) -> None:
 def test_law_same_events_on_every_executor(folder: Path, ray_cluster: None, method: str, task: str) -> None:
     """With one worker and one seed: same trials, reports to the digit, checkpoints and decisions, in the same order."""
     overrides = own("train") if task == "function" else [f"task={task}", "task.max_resource=4"]
+    if task == "differentiable":
+        overrides = differentiable(method)
     overrides = [f"method={method}", "scheduler.max_resource=4", *overrides]
-    overrides += small(method)
+    overrides += small(method) if method not in GRADIENT else []
     inprocess = run_study([*overrides, *workers("inprocess", 1)], folder / "a")
     on_ray = run_study([*overrides, *workers("ray", 1)], folder / "b")
     check_same_events(inprocess, on_ray)
     check_same_decisions(on_ray, run_study([*overrides, *workers("simulated", 1)], folder / "c"))
-    assert len(timeless(inprocess)) > 20
+    assert len(timeless(inprocess)) > (20 if method not in GRADIENT else 8)
 
 
 def test_same_seed_same_trials_and_another_seed_others(folder: Path) -> None:

@@ -413,3 +413,11 @@ def test_a_series_in_a_singular_matrix_is_what_it_is() -> None:
         solution = Neumann(terms=300, step_size=0.3).solve(Matrix(a), b)
         assert relative(null.T @ solution.vector, 90.0 * null.T @ b) < 1e-10
         assert solution.residual == pytest.approx(float((null.T @ b).norm() / b.norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dense_solve_refuses_a_singular_matrix_whatever_rounding_makes_of_its_factor(seed: int) -> None:
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    matrix = rows @ rows.T
+    with pytest.raises(NonPositiveCurvature):
+        Exact().solve(lambda v: matrix @ v, torch.ones(6, dtype=torch.float64))

@@ -309,10 +309,11 @@ def test_missing_checkpoints_cost_time_and_nothing_else(folder: Path) -> None:
 
 def test_what_a_dead_process_left_half_done_is_cleared(finished: Path) -> None:
     cut(finished, 6)
-    running = next(iter((finished / "trials").iterdir()))
-    (running / ".saving-123").mkdir()
+    unfinished = [trial.number for trial in load_study(finished).trials if trial.state == "running"]
+    running = finished / "trials" / str(unfinished[0])
+    (running / ".saving-123").mkdir(parents=True)
     (running / "checkpoint_000077").mkdir()
-    resume_study(finished)
+    resume_study(finished, ["store.keep_checkpoints=all"])  # otherwise it goes when the trial ends
     assert not (running / ".saving-123").exists() and not (running / "checkpoint_000077").exists()
 
 

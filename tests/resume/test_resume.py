@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from methods import METHODS, learns, small
+from methods import GRADIENT, METHODS, differentiable, learns, small
 
 from hpo_ray.events import FILE_NAME, CheckpointSaved, EventLog, TrialAdded, read
 from hpo_ray.results import StudyResult
@@ -93,6 +93,21 @@ def test_law_a_study_that_dies_comes_to_what_it_would_have(
         assert added == list(range(len(result.trials)))
         check_scheduler_is_a_fold(result)
         check_searcher_is_a_fold(result, cuts=(5,))
+
+
+@pytest.mark.parametrize("method", GRADIENT)
+def test_a_descent_in_the_hyperparameters_dies_and_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    overrides = [f"method={method}", "executor=inprocess", *differentiable(method), "task.max_resource=6"]
+    overrides.append("store.checkpoint_every=2")
+    undisturbed = run_study(overrides, folder)
+    draws = random.Random(method)
+    result, deaths = with_deaths(monkeypatch, overrides, folder / "0", lambda: (draws.randint(2, 9), draws.random()))
+    assert deaths > 0
+    check_resumes(undisturbed, result)
+    ends = [{t.number: (t.metrics, t.hyperparameters) for t in study.trials} for study in (undisturbed, result)]
+    assert ends[0] == ends[1], "hyperparameters, residuals, costs: to the digit"
 
 
 @pytest.mark.parametrize(

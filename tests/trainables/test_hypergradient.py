@@ -159,14 +159,14 @@ def test_unrolled_has_a_rate_for_each_step_of_a_training_from_the_start() -> Non
     assert trial._trained == 6, "each training starts anew"
 
 
-@pytest.mark.parametrize("rules", [{"truncate": 3}, {"keep": "sqrt"}, {"restart": False}], ids=str)
+@pytest.mark.parametrize("rules", [{"truncate": 3}, {"keep": "sqrt"}, {"keep": "graphs"}, {"restart": False}], ids=str)
 def test_variants_of_unrolling(rules: dict[str, Any]) -> None:
     config, space = {"decay": 0.1, "inner_lr": 0.1}, {**DECAY, **RATE}
     plain, other = (make(Rates, config, space, estimator="unrolled", inner_steps=9, **more) for more in ({}, rules))
     first, second = plain.step(), other.step()
     assert second["loss"] == first["loss"]
     same = second["hypergradient_norm"] == pytest.approx(first["hypergradient_norm"], rel=1e-10)
-    assert same == (rules == {"keep": "sqrt"}), "one rate for all steps, where training goes on"
+    assert same == ("keep" in rules), "one rate for all steps, where training goes on"
     plain.step()
     other.step()
     assert (plain._trained, other._trained) == (9, 18 if rules == {"restart": False} else 9)
