@@ -151,15 +151,23 @@ def try_once(
             g.unrolled_hypergradient(update, outer, params, own, steps=1)
         else:
             g.hypergradient(inner, outer, params, own, g.Identity(measure=False))
-    except (ConfigError, g.HypergradientError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        if not isinstance(error, g.NonFiniteLoss):  # at these weights: a trial will say where
-            raise ConfigError(f"task.trainable: {task_class.__name__}: {error}", key="task.trainable") from None
-    except Exception:  # the user's code needs something that is not here, or a trial will show its traceback
-        return
+    except ConfigError:
+        raise
+    except g.NonFiniteLoss:
+        return  # at these weights: a trial will say where
+    except g.HypergradientError as error:
+        raise _refusal(task_class, str(error)) from None
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and "derivative for" in said:
+            raise _refusal(task_class, f"{said} Use operations there that torch differentiates") from None
+        return  # the user's code needs something that is not here; a trial will show its traceback
     finally:
         before.apply(cpu)
+
+
+def _refusal(task_class: type[DifferentiableTask], why: str) -> ConfigError:
+    return ConfigError(f"task.trainable: {task_class.__name__}: {why}", key="task.trainable")
 
 
 def update_of(
