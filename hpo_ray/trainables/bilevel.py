@@ -159,7 +159,7 @@ def try_once(
         raise _refusal(task_class, str(error)) from None
     except Exception as error:
         said = str(error).partition("\n")[0]
-        if isinstance(error, RuntimeError) and "derivative for" in said:
+        if isinstance(error, RuntimeError) and "not differentiable" in said:
             raise _refusal(task_class, f"{said} Use operations there that torch differentiates") from None
         return  # the user's code needs something that is not here; a trial will show its traceback
     finally:
