@@ -210,7 +210,9 @@ def _wants(folder: Path, store: Store) -> bool:
 
 def _space(folder: Path) -> Space | None:
     """A study's space; None if it can't be read, and then its configurations are told as they are."""
+    from hpo_ray.study import space_of
+
     try:
-        return Space.from_config(load_config(folder)["space"])
+        return space_of(load_config(folder))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None

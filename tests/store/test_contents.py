@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from methods import METHODS, small
+from methods import METHODS, differentiable, small
 from storages import all_of, check_is_the_study, contents, reading
 
 from hpo_ray.events import FILE_NAME
@@ -38,6 +38,15 @@ def test_every_method_as_its_own_files_say(folder: Path, method: str) -> None:
     written = rebuild(Store(folder))
     assert (written.studies, written.trials) == (1, len(result.trials))
     assert all_of(folder) == stored, "the same, written as it came and all at once"
+
+
+def test_settings_that_are_searched_are_parameters_too(folder: Path) -> None:
+    overrides = ["method=hypergradient_pbt", *differentiable("hypergradient_pbt"), "task.max_resource=3", *INPROCESS]
+    result = run_study(overrides, folder)
+    stored = all_of(folder)
+    assert all({"decay", "outer_lr"} == set(trial["params"]) for trial in stored[result.path.name]["trials"])
+    rebuild(Store(folder))
+    assert all_of(folder) == stored
 
 
 def test_conditions_fixed_values_and_nested_names(folder: Path) -> None:
