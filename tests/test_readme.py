@@ -1,0 +1,42 @@
+"""What the README tells a user to write runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpo_ray.__main__ import main
+from hpo_ray.results import load_study
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PIECE = re.compile(r"```python\n(.*?)```\n(.*?)(?=```|\Z)", re.DOTALL)
+COMMAND = re.compile(r"^    (python -m hpo_ray (?:.*\\\n)*.*)$", re.MULTILINE)
+
+
+def pieces() -> list[tuple[str, str]]:
+    """Each module of a user's that the README has, and the first command after it."""
+    found = []
+    for code, after in PIECE.findall(TEXT):
+        command = COMMAND.search(after)
+        if command and "task.trainable=mine." in command[1]:
+            found.append((code, command[1].replace("\\\n", "")))
+    return found
+
+
+@pytest.mark.parametrize(("code", "command"), pieces(), ids=["function", "gradient"])
+def test_the_users_code_and_the_command_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    typed = shlex.split(command)[3:]
+    assert main([*typed, "executor=inprocess", "task.max_resource=3", "study.name=it"]) == 0
+    best = load_study("outputs/it").best
+    assert best is not None and best.value is not None and best.state == "completed"
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
