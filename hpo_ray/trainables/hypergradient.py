@@ -171,15 +171,16 @@ class HypergradientTrainable(SeededTrainable):
         """Continues from a checkpoint: the trial's own to the bit, another's under this trial's settings.
 
         Raises:
-            ConfigError: the checkpoint is of another configuration, and its weights don't fit.
+            ConfigError: the checkpoint is of another configuration, and its tensors don't fit.
             pickle.UnpicklingError: the file holds anything but tensors and plain values.
         """
         saved = torch.load(Path(checkpoint_dir) / STATE_FILE, map_location="cpu", weights_only=True)
         state = self._on_device(saved["state"])
-        misfits = [name for name, own in self._state.items() if name in state and state[name].shape != own.shape]
+        pairs = ((self._state, state), (self._free, saved["free"]))
+        misfits = [n for own, theirs in pairs for n in own if n in theirs and theirs[n].shape != own[n].shape]
         if misfits:
             raise ConfigError(
-                f"The checkpoint was made with another configuration ({saved['config']}), and its weights don't fit "
+                f"The checkpoint was made with another configuration ({saved['config']}), and does not fit "
                 f"this trial's ({', '.join(misfits)}). Hyperparameters that change shapes can't change during a trial: "
                 f"have the scheduler leave them as they are."
             )

@@ -15,7 +15,7 @@ from mine_differentiable import Net, OneRate, Rates, Ridge, Saddle, regression
 import hpo_ray
 from hpo_ray import gradients as g
 from hpo_ray.__main__ import main
-from hpo_ray.errors import StudyError
+from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Reported, read
 from hpo_ray.space import Space
 from hpo_ray.testing import run_study
@@ -319,6 +319,12 @@ def test_after_a_copy_the_outer_rate_is_the_trials_own(tmp_path: Path) -> None:
     copy.step()
     moved = [(trial._free["decay"] - start).detach() for trial, start in zip((donor, copy), starts, strict=True)]
     assert torch.allclose(moved[1], 8 * moved[0], rtol=1e-9)
+
+
+def test_a_checkpoint_that_does_not_fit_names_what(tmp_path: Path) -> None:
+    make(Net, {"decay": 0.1, "units": 4}, {**DECAY, "units": [4, 6]}).save_checkpoint(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"another configuration.*'units': 4.*does not fit.*0\.weight.*leave them"):
+        make(Net, {"decay": 0.1, "units": 6}, {**DECAY, "units": [4, 6]}).load_checkpoint(str(tmp_path))
 
 
 # Studies.
