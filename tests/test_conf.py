@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from methods import GRADIENT, METHODS, SEVERAL
+from methods import GRADIENT, METHODS, SCHEDULERS, SEVERAL
 from omegaconf import OmegaConf
 
 from hpo_ray.__main__ import VERBS
@@ -78,8 +78,16 @@ def test_law_every_scheduler_has_its_algorithm_beside_it(path: Path) -> None:
     assert OmegaConf.load(path)._get_node("max_resource")._value() == "${task.max_resource}"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("task", sorted(p.stem for p in (CONF / "task").glob("*.yaml")))
-@pytest.mark.parametrize("method", [*METHODS, *GRADIENT])
+TASKS = sorted(p.stem for p in (CONF / "task").glob("*.yaml"))
+PAIRS = [
+    # Every method and every task several times; all pairs of them with the slow tests.
+    pytest.param(task, method, marks=() if (i + j) % 4 == 0 else pytest.mark.slow)
+    for i, task in enumerate(TASKS)
+    for j, method in enumerate([*METHODS, *GRADIENT])
+]
+
+
+@pytest.mark.parametrize(("task", "method"), PAIRS)
 def test_every_method_plans_every_task(task: str, method: str) -> None:
     """But for `pbt_replay`, which needs a study to replay; those for several metrics say so of a task with one."""
     own = ["task.trainable=mine.train", "space={lr: {low: 0.1, high: 0.2}}"] if task in ("custom", "recorded") else []
@@ -93,7 +101,9 @@ def test_every_method_plans_every_task(task: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("fidelity", sorted(p.stem for p in (CONF / "fidelity").glob("*.yaml")))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in SCHEDULERS.values() else pytest.mark.slow) for m in METHODS]
+)
 def test_every_method_takes_every_fidelity_and_names_its_unit(fidelity: str, method: str) -> None:
     unit = {"epochs": "epoch", "steps": "block", "data_fraction": "share"}[fidelity]
     for order in (lambda typed: typed, reversed):
