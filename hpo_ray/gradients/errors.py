@@ -24,6 +24,14 @@ class NonPositiveCurvature(HypergradientError):
     """
 
     def __init__(self, curvature: float, iteration: int, damping: float) -> None:
+        if curvature > 0.0:
+            super().__init__(
+                f"the Hessian of the inner loss is singular to rounding: the solver met a curvature of {curvature:.3g} "
+                f"at iteration {iteration} (with damping {damping:g}), too little beside its largest. Add "
+                f"regularisation, give the solver more damping, or compute in double precision"
+            )
+            self.curvature, self.iteration = curvature, iteration
+            return
         super().__init__(
             f"the inner loss has curvature {curvature:.3g} in a direction that the solver met at iteration "
             f"{iteration} (with damping {damping:g}), so the weights are at no strict minimum of it and there is no "

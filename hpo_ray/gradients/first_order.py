@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
 from hpo_ray.gradients.generators import Generators
-from hpo_ray.gradients.implicit import UNROLLED, Hypergradient, outer_gradients
+from hpo_ray.gradients.implicit import UNROLLED, Hypergradient, check_like, outer_gradients
 from hpo_ray.gradients.products import NO_PARAMS, Loss, leaves, scalar
 
 
@@ -96,6 +96,8 @@ def sama_hypergradient(
     _check(inner_lr=inner_lr, epsilon=epsilon)
     hparams = leaves(hparams, "hparams")
     random = Generators(params)
+    for slot in ("first/", "second/"):
+        check_like(state, params, "state", slot)
     outer, pull, direct = outer_gradients(outer_loss, params, hparams)
     weights = leaves(params, "params")
     random.rewind()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hpo_ray.gradients.errors import NonFiniteLoss, NotDifferentiable
+from hpo_ray.gradients.errors import HypergradientError, NonFiniteLoss, NotDifferentiable
 from hpo_ray.gradients.products import InnerProblem, Loss, leaves, scalar
 from hpo_ray.gradients.solvers import ConjugateGradient, Solver
 
@@ -97,6 +97,8 @@ def hypergradient(
     del pull  # as large as the weights
     _check_finite(b, "the gradient of outer_loss in params")
     inner_norm = _check_finite(inner.gradient(), "the gradient of inner_loss in params")
+    if warm_start is not None:
+        check_like(warm_start, params, "warm_start")
     start = None if warm_start is None else inner.layout.flatten_dict(warm_start)
     solution = solver.solve(inner.hessian_product, b, start)
     mixed = inner.mixed_product(solution.vector)
@@ -131,6 +133,18 @@ def outer_gradients(
     found = torch.autograd.grad(value, [*params.values(), *hparams.values()], allow_unused=True)
     pull: dict[str, Tensor | None] = dict(zip(params, found[: len(params)], strict=True))
     return value.detach(), pull, dict(zip(hparams, found[len(params) :], strict=True))
+
+
+def check_like(given: Mapping[str, Tensor], params: Mapping[str, Tensor], what: str, prefix: str = "") -> None:
+    """Refuses tensors that are not there for each weight, in its shape.
+
+    Raises:
+        HypergradientError: names the first.
+    """
+    for name, tensor in params.items():
+        if prefix + name not in given or given[prefix + name].shape != tensor.shape:
+            got = f"of shape {tuple(given[prefix + name].shape)}" if prefix + name in given else "not there"
+            raise HypergradientError(f"{what}[{prefix + name!r}] is {got}: must be of shape {tuple(tensor.shape)}")
 
 
 def _check_depends(mixed: Mapping[str, Tensor | None], direct: Mapping[str, Tensor | None]) -> None:

@@ -202,15 +202,15 @@ class Nystrom(Solver):
     """A Nystrom approximation of A of low rank, inverted in closed form (Hataya and Yamada, AISTATS 2023).
 
     A is replaced by Y (W'Y)^-1 Y' with Y = A W for `rank` vectors W, and (A + damping I)^-1 follows by Woodbury's
-    identity; numbers are kept in order by the shift and the decomposition of Frangella, Tropp and Udell (SIAM J. Matrix
-    Anal. 2023, algorithm 2.1). Exact at full rank; else biased in directions that the sketch has missed, where it
-    divides by the damping alone. No step size and no iteration. Cost: rank + 1 products. Memory: 3 rank P.
+    identity, here from an orthonormal basis of Y's columns. Exact at full rank; else biased in directions that the
+    sketch has missed, where it divides by the damping alone. No step size and no iteration. Cost: rank + 1 products.
+    Memory: 3 rank P.
 
     Args:
         rank: columns of the sketch, at most P.
         damping: added to A's diagonal, above 0.
-        sketch: `gaussian` (Frangella et al.: more exact for the same rank) or `columns` of A drawn at random (Hataya
-            and Yamada).
+        sketch: `gaussian` (Frangella, Tropp and Udell, SIAM J. Matrix Anal. 2023: more exact for the same rank) or
+            `columns` of A drawn at random (Hataya and Yamada).
         seed: of the sketch.
         tol: what counts as converged.
     """
@@ -235,15 +235,17 @@ class Nystrom(Solver):
         shift = math.sqrt(len(b)) * torch.finfo(b.dtype).eps * torch.linalg.matrix_norm(y).item()
         core = w.T @ y
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
-        if (lowest := values[0].item()) < -max(100 * shift, 1e-10 * values.abs().max().item()) - self.damping:
-            raise NonPositiveCurvature(lowest, rank, self.damping)
-        kept = values > shift  # the rest of the sketch is in A's null space, as far as rounding can tell
-        root = (y @ vectors[:, kept]) / values[kept].sqrt()
-        u, singular, _ = torch.linalg.svd(root, full_matrices=False)
+        kept = values.abs() > shift  # the rest of the sketch is in A's null space, as far as rounding can tell
+        basis, triangle = torch.linalg.qr(y @ vectors[:, kept])
+        inner = triangle / values[kept] @ triangle.T  # A is basis inner basis' now
+        values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
+        if len(values) and (lowest := values[0].item()) <= -self.damping:
+            raise NonPositiveCurvature(lowest + self.damping, rank, self.damping)
+        u = basis @ vectors
         inside = u.T @ b
         outside = b - u @ inside
         outside -= u @ (u.T @ outside)  # twice, since it is divided by the damping
-        x = u @ (inside / (singular.square() + self.damping)) + outside / self.damping
+        x = u @ (inside / (values + self.damping)) + outside / self.damping
         residual = (b - product(x)).norm().item() / norm
         return self._solution(x, residual, rank)
 

@@ -57,9 +57,9 @@ def unrolled_hypergradient(
 
     Args:
         update: one step: `SGD(loss)`, `Adam(loss)`, or a function of your own `update(state, hparams, step) -> state`.
-            The same arguments must give the same result, so draw batches by the step. A function of your own that takes
-            a gradient with `torch.autograd.grad` must pass `create_graph=torch.is_grad_enabled()`, or the derivative
-            lacks what goes through it.
+            The same arguments must give the same result, so draw batches by the step; torch's generators are put back
+            where a step is taken again. A function of your own that takes a gradient with `torch.autograd.grad` must
+            pass `create_graph=torch.is_grad_enabled()`, or the derivative lacks what goes through it.
         outer_loss: of `(params, hparams)`, a scalar.
         params: the weights before the first step, or a function of `hparams` that gives them, for hyperparameters of
             the initial weights. For an update of your own the whole state.
@@ -142,7 +142,7 @@ def _all_rows(
 
     def run(state: State, moved: dict[str, Tensor]) -> State:
         values = {**hparams, **moved}
-        grads = torch.func.grad(lambda weights: update.loss(weights, values, step))(update.weights(state))
+        grads = torch.func.grad(lambda weights: update.loss(weights, values, step).reshape(()))(update.weights(state))
         return update.move(state, grads, values, step)
 
     def push(along_state: State, along_moved: dict[str, Tensor]) -> State:
@@ -152,7 +152,8 @@ def _all_rows(
 
     random.rewind()
     pushed: dict[str, Tensor] = torch.func.vmap(push, randomness="same")(dict(tangents), basis)
-    return after, {name: tensor.detach() for name, tensor in pushed.items()}
+    # A Python number times a tensor without dimensions has a tangent in double precision under vmap.
+    return after, {name: tensor.detach().to(after[name].dtype) for name, tensor in pushed.items()}
 
 
 def _row_by_row(
@@ -210,6 +211,7 @@ class _Run:
     def __init__(self, update: Step, hparams: dict[str, Tensor], begin: int, traced: int, end: int) -> None:
         self.update, self.hparams = update, hparams
         self.begin, self.traced, self.end = begin, traced, end
+        self._random: dict[int, Generators] = {}
 
     def forward(self, state: Mapping[str, Tensor], begin: int, end: int) -> State:
         """The state after steps begin, …, end - 1, without a graph."""
@@ -218,6 +220,16 @@ class _Run:
             for step in range(begin, end):
                 state = {n: t.detach() for n, t in self.update(state, self.hparams, step).items()}
         return state
+
+    def first(self, state: Mapping[str, Tensor], step: int) -> State:
+        """The state after a step that will be taken again, so that it draws the same then: dropout."""
+        self._random[step] = Generators(state)
+        return self.forward(state, step, step + 1)
+
+    def again(self, state: Mapping[str, Tensor], step: int) -> State:
+        """As `first`, again."""
+        self._random[step].rewind()
+        return self.forward(state, step, step + 1)
 
     def check(self, last: Mapping[str, Tensor], start: Callable[[dict[str, Tensor]], State]) -> None:
         """Refuses a last state that is not finite, and finds out at which step that began.
@@ -241,6 +253,8 @@ class _Run:
         """(alpha A, alpha B) of one step from a state."""
         before = {name: tensor.detach().requires_grad_() for name, tensor in state.items()}
         hparams = {name: tensor.detach().requires_grad_() for name, tensor in self.hparams.items()}
+        if step in self._random:
+            self._random[step].rewind()
         with torch.enable_grad():
             after = self.update(before, hparams, step)
         found = _pull(after, alpha, [*before.values(), *hparams.values()])
@@ -259,19 +273,20 @@ def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
     every = 1 if keep == "all" else max(1, math.isqrt(traced))
     kept = {run.traced: state}
     for step in range(run.traced, run.end):
-        state = run.forward(state, step, step + 1)
+        state = run.first(state, step)
         if (step + 1 - run.traced) % every == 0 and step + 1 < run.end:
             kept[step + 1] = state
     last = state
     run.check(last, start)
     value, pull, grads = outer_gradients(outer_loss, last, run.hparams)
+    after = Generators(last)
     alpha = {name: torch.zeros_like(last[name]) if g is None else g for name, g in pull.items()}
     grads = dict(grads)
     for begin in sorted(kept, reverse=True):
         end = min(begin + every, run.end)
         states = [kept.pop(begin)]
         for step in range(begin, end - 1):
-            states.append(run.forward(states[-1], step, step + 1))
+            states.append(run.again(states[-1], step))
         for step in range(end - 1, begin - 1, -1):
             alpha, through = run.back(states.pop(), step, alpha)
             grads = {name: _sum(grads[name], through[name]) for name in grads}
@@ -281,6 +296,7 @@ def _reverse(run: _Run, outer_loss: Loss, start: Callable[[dict[str, Tensor]], S
             first = start(hparams)
         found = _pull(first, alpha, list(hparams.values()))
         grads = {name: _sum(grads[name], g) for name, g in zip(hparams, found, strict=True)}
+    after.rewind()
     return _result(run, value, grads, last)
 
 

@@ -35,8 +35,6 @@ class Update(ABC):
     inner_lr: float
     slots: tuple[str, ...] = ()
     """What is kept of each weight."""
-    takes: tuple[str, ...] = ("inner_lr",)
-    """The names of hyperparameters that are the update's own."""
 
     def start(self, params: Mapping[str, Tensor]) -> State:
         """The state before the first step: the weights, and zeros for all else."""
@@ -138,8 +136,6 @@ class SGD(Update):
     inner_lr: float = 0.1
     inner_momentum: float = 0.0
     keeps_momentum: bool = False
-
-    takes = ("inner_lr", "inner_momentum")
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]

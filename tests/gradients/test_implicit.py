@@ -507,3 +507,12 @@ def test_a_result_without_a_damping_is_not_that_of_one_with_it() -> None:
     cg = ConjugateGradient(tol=1e-12, max_iter=40)
     far = relative(solve(problem, replace(cg, damping=0.01)).grads, solve(problem, cg).grads)
     assert far == pytest.approx(relative(problem.grads(0.01), problem.grads()), rel=1e-6) and far > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("start", "says"), [({}, "warm_start\\['w'\\] is not there"), ({"w": torch.zeros(9)}, "is of shape \\(9,\\)")]
+)
+def test_a_warm_start_must_be_like_the_weights(start: dict[str, Tensor], says: str) -> None:
+    loss = lambda p, h: (h["a"] * p["w"]).square().sum()  # noqa: E731
+    with pytest.raises(HypergradientError, match=says):
+        hypergradient(loss, loss, {"w": torch.ones(3)}, {"a": torch.ones(3)}, warm_start=start)

@@ -421,3 +421,15 @@ def test_a_dense_solve_refuses_a_singular_matrix_whatever_rounding_makes_of_its_
     matrix = rows @ rows.T
     with pytest.raises(NonPositiveCurvature):
         Exact().solve(lambda v: matrix @ v, torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("sketch", ["gaussian", "columns"])
+def test_nystrom_at_full_rank_of_an_indefinite_matrix_is_exact_or_refuses(sketch: Any) -> None:
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    matrix = basis @ torch.diag(torch.tensor([-0.3, 0.1, 0.5, 1.0, 2.0, 3.0], dtype=torch.float64)) @ basis.T
+    b = torch.arange(1.0, 7.0, dtype=torch.float64)
+    found = Nystrom(rank=6, damping=0.5, sketch=sketch).solve(lambda v: matrix @ v, b)
+    exact = torch.linalg.solve(matrix + 0.5 * torch.eye(6, dtype=torch.float64), b)
+    assert torch.allclose(found.vector, exact, rtol=1e-10) and found.residual < 1e-12
+    with pytest.raises(NonPositiveCurvature):
+        Nystrom(rank=6, damping=0.2, sketch=sketch).solve(lambda v: matrix @ v, b)
