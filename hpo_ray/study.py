@@ -387,7 +387,8 @@ def bound_trainable(config: Mapping[str, Any]) -> Callable[..., Any] | type:
         raise ConfigError(
             f"task.trainable={path}: the differentiable task lacks {', '.join(lacking)}", key="task.trainable"
         )
-    return (settings or Hypergradient(name="task", estimator="none")).bind(task)
+    precision = str(config["trainable"]["precision"])
+    return (settings or Hypergradient(name="task", precision=precision, estimator="none")).bind(task)
 
 
 def space_of(config: Mapping[str, Any]) -> Space:
@@ -451,7 +452,7 @@ def _settings(section: Any) -> Hypergradient | None:
     domains = searched(section)
     made: Hypergradient = make("trainable", {key: value for key, value in section.items() if key not in domains})
     _check_keys("trainable", domains, type(made).__name__, tuple(vars(made)))
-    return made
+    return made.searching(domains)
 
 
 def _without_moved(section: Mapping[str, Any], trainable: Any, drafted: Draft) -> Mapping[str, Any]:
@@ -465,7 +466,10 @@ def _without_moved(section: Mapping[str, Any], trainable: Any, drafted: Draft) -
     from hpo_ray.trainables.bilevel import moved_names
 
     domains = drafted.space.domains
-    frozen = [*section["frozen"], *moved_names(trainable.task_class, domains)]
+    moved = moved_names(trainable.task_class, domains)
+    frozen = [*section["frozen"], *moved]
+    if set(moved) & set(trainable.task_class.per_step):
+        frozen.append("inner_steps")  # it shapes them
     if not any(name not in frozen and not isinstance(domain, Fixed) for name, domain in domains.items()):
         raise ConfigError(
             f"space: every name in it is moved by the gradient ({', '.join(domains)}), and {_choice_name(section)} has "

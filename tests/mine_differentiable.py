@@ -182,3 +182,10 @@ class Weighted(Ridge):
     def inner_loss(self, params: dict[str, Tensor], hparams: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         scores, target = batch[0] * params["w"], torch.zeros(len(batch[0]), dtype=torch.long)
         return nn.functional.cross_entropy(scores, target, weight=hparams["decay"])
+
+
+class Sometimes(Ridge):
+    """Its decay is there under a condition only."""
+
+    def hyperparameters(self, config: dict[str, Any]) -> dict[str, Tensor]:
+        return super().hyperparameters({"decay": 0.1, **config})

@@ -6,20 +6,26 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpo_ray import gradients as g
 from hpo_ray.domains import Domain, Float
 from hpo_ray.errors import ConfigError
+from hpo_ray.gradients.implicit import UNROLLED
 from hpo_ray.gradients.updates import State
+from hpo_ray.space import Space
 from hpo_ray.trainables.context import TrialContext, use_context
 from hpo_ray.trainables.differentiable import DifferentiableTask, fold_data
 from hpo_ray.trainables.seeded import RandomState
-from hpo_ray.trainables.settings import FIRST_ORDER, SOLVERS, TRAINING, Hypergradient
+from hpo_ray.trainables.settings import FIRST_ORDER, SEARCHABLE, SOLVERS, TRAINING, Hypergradient
 
+_TO_USE = "method=unrolled and method=forward_online take learning rates and momentum"
 OF_TRAINING = ("inner_lr", "inner_momentum")
 """Hyperparameters that are not in the inner loss, but in what the training makes of its gradient."""
+MOST_BYTES = 4 * 2**30
+"""Of the derivatives that forward mode carries along."""
 ITERATIVE = ("conjugate_gradient", "neumann", "fixed_point")
 """Solvers that can start from an earlier solution."""
 _SOLVERS: Mapping[str, Callable[..., g.Solver]] = {
@@ -55,7 +61,12 @@ def check(task: type[DifferentiableTask], rules: Hypergradient, context: TrialCo
         if why := why_not(rules.estimator, name):
             raise ConfigError(f"space.{name}: estimator={rules.estimator} {why}", key=f"space.{name}")
     with use_context(context):
-        try_once(task, rules, space.from_units([0.5] * len(space)), moved)
+        for key in [name for name in SEARCHABLE if name in space.domains]:
+            domain = space.domains[key]
+            for end in (0.0, 1.0):
+                rules.with_config({key: domain.from_unit(end)})
+        config = _with_active(space, moved)
+        try_once(task, rules, config, [name for name in moved if name in space.flatten(config)])
 
 
 def moved_names(task: type[DifferentiableTask] | DifferentiableTask, domains: Mapping[str, Domain]) -> list[str]:
@@ -82,7 +93,11 @@ def start_task(
     if not isinstance(data, Mapping) or any(split not in data for split in ("train", "validation", "test")):
         raise ConfigError(f"{cls.__name__}.init: must set self.data to train, validation and test tensors", key=key)
     task.data = {split: tuple(tensor.to(device) for tensor in tensors) for split, tensors in data.items()}
-    params = {name: p.detach().clone().to(device) for name, p in params.items()}
+    # Frozen layers of a module are not trained: functional_call takes them from the module itself.
+    frozen = [name for name, p in params.items() if isinstance(p, torch.nn.Parameter) and not p.requires_grad]
+    params = {name: p.detach().clone().to(device) for name, p in params.items() if name not in frozen}
+    if not params:
+        raise ConfigError(f"{cls.__name__}.init: all weights have requires_grad=False, and none is trained", key=key)
     dtype = next(iter(params.values())).dtype
     found = task.hyperparameters(copy.deepcopy(dict(config)))
     hparams = {name: torch.as_tensor(value).detach().clone().to(device, dtype) for name, value in found.items()}
@@ -94,7 +109,7 @@ def _is_continuous(domain: Domain | None) -> bool:
 
 
 def transforms_of(
-    task: DifferentiableTask, context: TrialContext, hparams: Mapping[str, Tensor]
+    task: DifferentiableTask, context: TrialContext, config: Mapping[str, Any], hparams: Mapping[str, Tensor]
 ) -> dict[str, g.Transform]:
     """How each hyperparameter that is moved is kept within its bounds."""
     found: dict[str, g.Transform] = {}
@@ -102,7 +117,7 @@ def transforms_of(
     for name in moved_names(task, domains):
         domain = domains[name]
         assert isinstance(domain, Float)
-        if name in hparams:  # a condition may leave it out
+        if name in config and name in hparams:  # a condition may leave it out
             found[name] = g.Positive(domain.low, domain.high) if domain.log else g.Bounded(domain.low, domain.high)
     return found
 
@@ -148,7 +163,10 @@ def try_once(
 
         update = update_of(rules, task, inner, {**hparams, **own})
         if rules.estimator in TRAINING or rules.estimator == "descent":
-            g.unrolled_hypergradient(update, outer, params, own, steps=1)
+            mode: Any = "forward" if rules.estimator == "forward" else "reverse"
+            if mode == "forward":
+                _check_size(params, own)
+            g.unrolled_hypergradient(update, outer, params, own, steps=1, mode=mode)
         else:
             g.hypergradient(inner, outer, params, own, g.Identity(measure=False))
     except ConfigError:
@@ -156,7 +174,7 @@ def try_once(
     except g.NonFiniteLoss:
         return  # at these weights: a trial will say where
     except g.HypergradientError as error:
-        raise _refusal(task_class, str(error)) from None
+        raise _refusal(task_class, str(error).replace(UNROLLED, _TO_USE)) from None
     except Exception as error:
         said = str(error).partition("\n")[0]
         if isinstance(error, RuntimeError) and "not differentiable" in said:
@@ -164,6 +182,29 @@ def try_once(
         return  # the user's code needs something that is not here; a trial will show its traceback
     finally:
         before.apply(cpu)
+
+
+def _with_active(space: Space, moved: list[str]) -> dict[str, Any]:
+    """A configuration in which a name that is moved is active: the middle of the space, if it is there."""
+    config = space.from_units([0.5] * len(space))
+    draws = np.random.default_rng(0)
+    for _ in range(1000):
+        if any(name in space.flatten(config) for name in moved):
+            break
+        config = space.sample(draws)
+    return config
+
+
+def _check_size(params: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> None:
+    """Refuses derivatives that would take more memory than there is anywhere."""
+    rows, weights = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (moved, params))
+    size = rows * (rows + weights) * next(iter(params.values())).element_size()
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"trainable.estimator=forward: carries {rows} x {weights} derivatives, {size / 2**30:.0f} GiB; for so many "
+            f"hyperparameters use method=hypergradient, or method=unrolled",
+            key="trainable.estimator",
+        )
 
 
 def _refusal(task_class: type[DifferentiableTask], why: str) -> ConfigError:
@@ -194,10 +235,10 @@ def update_of(
     return g.SGD(loss, rate, momentum, keeps_momentum="inner_momentum" in hparams)
 
 
-def outer_optimizer_of(rules: Hypergradient, free: list[Tensor]) -> torch.optim.Optimizer:
+def outer_optimizer_of(rules: Hypergradient, free: list[Tensor], rate: float) -> torch.optim.Optimizer:
     """What moves the free numbers."""
-    kind = torch.optim.Adam if rules.outer_optimizer == "adam" else torch.optim.SGD
-    return kind(free, lr=rules.outer_lr)
+    kind = torch.optim.SGD if rules.outer_optimizer == "sgd" else torch.optim.Adam
+    return kind(free, lr=rate)
 
 
 def solver_of(rules: Hypergradient, task: DifferentiableTask, damping: float) -> g.Solver:

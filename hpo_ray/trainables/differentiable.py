@@ -59,6 +59,7 @@ class DifferentiableTask:
         inner_steps: steps of training for one step of the hyperparameters.
         batch_size: examples in a step of training; None for all.
         outer_batch_size: examples of each split in a hypergradient; None for all.
+        outer_lr: learning rate of the hyperparameters.
         restarts: whether a training is `inner_steps` long and starts anew for each step of the hyperparameters, as a
             schedule needs it. Otherwise it goes on with the hyperparameters as they are by then, as it always does with
             the estimators `forward` and `descent`.
@@ -73,6 +74,7 @@ class DifferentiableTask:
     inner_steps: int = 20
     batch_size: int | None = None
     outer_batch_size: int | None = None
+    outer_lr: float = 0.1
     restarts: bool = False
     poolable: bool = True
 
@@ -81,6 +83,9 @@ class DifferentiableTask:
 
     def init(self, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
         """The weights at the start, and `data`.
+
+        Parameters of a module that have `requires_grad=False` are not trained, nor handed to the losses:
+        `torch.func.functional_call` takes them from the module.
 
         Args:
             config: the trial's configuration.
@@ -120,7 +125,11 @@ class DifferentiableTask:
         return {}
 
     def after_step(self, params: dict[str, Tensor], batch: Batch) -> None:
-        """Called after each inner step, without gradients: to move the running statistics of a BatchNorm."""
+        """Called after each inner step, without gradients: to move the running statistics of a BatchNorm.
+
+        Hypergradients take what it changes for constant. Unrolled, it is called after the last step, with its weights
+        and the batch of each step.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """What belongs into a checkpoint beside the weights: the tensors that `after_step` changes."""

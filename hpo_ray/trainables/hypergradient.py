@@ -8,6 +8,7 @@ continued and copied, and its report belongs to the hyperparameters that its wei
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ class HypergradientTrainable(SeededTrainable):
     """With `forward` the derivatives of the state in the hyperparameters."""
     _last_direction: State | None
     _damping: float
+    _outer_lr: float
     _initial_task: dict[str, Tensor]
     """The task's own state before the first step."""
     _inner_cursors: list[Cursor]
@@ -202,7 +204,7 @@ class HypergradientTrainable(SeededTrainable):
         if self._outer is not None and saved["outer_optimizer"] is not None:
             self._outer.load_state_dict(saved["outer_optimizer"])
             for group in self._outer.param_groups:
-                group["lr"] = self._rules.outer_lr
+                group["lr"] = self._outer_lr
         self._rate = None if saved["rate"] is None else saved["rate"].to(self.device)
         for name in ("last_direction", "adjoint", "tangents"):
             setattr(self, f"_{name}", None if saved[name] is None else self._on_device(saved[name]))
@@ -232,6 +234,12 @@ class HypergradientTrainable(SeededTrainable):
     def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self._context.precision == "fp32":
+            return contextlib.nullcontext()
+        # Weights that were cast within one derivative are not those of another.
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+
     def _start(self, config: dict[str, Any]) -> None:
         self.config = config
         self._context = context = get_context()
@@ -249,12 +257,13 @@ class HypergradientTrainable(SeededTrainable):
             self._splits = fold_data(task, rules.outer_folds, context.split_seed)
             params = {f"{k}/{name}": p.clone() for k in range(rules.outer_folds) for name, p in params.items()}
         self._inner_steps = rules.inner_steps or task.inner_steps
+        self._outer_lr = task.outer_lr if rules.outer_lr is None else rules.outer_lr
         if rules.estimator in ONLINE:
             self._restarts = False
         else:
             self._restarts = task.restarts if rules.estimator != "unrolled" else rules.restart is not False
         self._initial_task = {name: tensor.clone() for name, tensor in task.state().items()}
-        self._transforms = transforms_of(task, context, hparams) if rules.moves else {}
+        self._transforms = transforms_of(task, context, flat, hparams) if rules.moves else {}
         self._moved = tuple(self._transforms)
         if rules.estimator == "unrolled" and self._restarts:
             for name in task.per_step:
@@ -267,11 +276,11 @@ class HypergradientTrainable(SeededTrainable):
         self._free = {}
         self._rate = None
         if rules.estimator == "descent":
-            self._rate = hparams["inner_lr"].clone()
+            self._rate = hparams["inner_lr"].clone() if self._moved else None
         else:
             for name, transform in self._transforms.items():
                 self._free[name] = transform.project(transform.to_free(hparams[name])).requires_grad_()
-        self._outer = outer_optimizer_of(rules, list(self._free.values())) if self._free else None
+        self._outer = outer_optimizer_of(rules, list(self._free.values()), self._outer_lr) if self._free else None
         self.hparams = self._values()
         self._steps = self._trained = self._evaluations = 0
         self._damping = self._damping_set
@@ -293,21 +302,22 @@ class HypergradientTrainable(SeededTrainable):
             self.task.load_state(self._initial_task)
         self._draw()
         result: g.Hypergradient | None = None
-        if rules.estimator == "unrolled":
+        estimator = rules.estimator if self._moved else "none"  # conditions may leave nothing to move
+        if estimator == "unrolled":
             losses, result = self._unroll()
         else:
-            losses = self._train_forward() if rules.estimator == "forward" else self._train()
+            losses = self._train_forward() if estimator == "forward" else self._train()
         metrics: dict[str, Any] = {"train_loss": losses.mean().item(), **self._evaluate("validation")}
         metrics.update({f"test_{name}": value for name, value in self._evaluate("test").items()})
         for name in self._moved:
             metrics.update(_summary(name, self.hparams[name]))
         with torch.no_grad():
             metrics.update(self.task.hyperparameter_metrics(dict(self.hparams)))
-        if rules.estimator in SOLVERS:
+        if estimator in SOLVERS:
             result = self._implicit(metrics)
-        elif rules.estimator in FIRST_ORDER:
+        elif estimator in FIRST_ORDER:
             result = self._first_order()
-        elif rules.estimator == "forward":
+        elif estimator == "forward":
             result = self._project_tangents()
         if result is not None:
             metrics["hypergradient_norm"] = math.hypot(*(x.norm().item() for x in result.grads.values()))
@@ -315,7 +325,7 @@ class HypergradientTrainable(SeededTrainable):
                 raise g.NonFiniteLoss("the hypergradient is not finite")
             self._outer_step(result.grads)
         metrics["gradient_evaluations"] = self._evaluations
-        if rules.estimator == "none" and self._restarts:
+        if estimator == "none" and self._restarts:
             metrics["done"] = True  # the same training again would give the same again
         return metrics
 
@@ -379,7 +389,7 @@ class HypergradientTrainable(SeededTrainable):
         if self._last_direction is not None:
             slope = g.learning_rate_gradient(grads, self._last_direction)
             domain = self._domain("inner_lr")
-            self._rate = (self._rate - self._rules.outer_lr * slope).clamp(domain.low, domain.high)
+            self._rate = (self._rate - self._outer_lr * slope).clamp(domain.low, domain.high)
         return self._rate
 
     def _domain(self, name: str) -> Float:
@@ -417,6 +427,11 @@ class HypergradientTrainable(SeededTrainable):
         if not finite.all():
             at = int((~finite).nonzero()[0])
             rate = float(self.hparams["inner_lr"].mean()) if "inner_lr" in self.hparams else self._update.inner_lr
+            if at == 0:
+                raise g.NonFiniteLoss(
+                    f"inner_loss is {stacked[at].item()} at inner step {self._trained + 1}, the first of this "
+                    f"training: look at the loss, the data and the hyperparameters ({self._moved_text()})"
+                )
             raise g.NonFiniteLoss(
                 f"the inner problem diverges: inner_loss is {stacked[at].item()} at inner step "
                 f"{self._trained + at + 1} ({stacked[0].item():.3g} at the first of this training). Lower "
@@ -424,6 +439,12 @@ class HypergradientTrainable(SeededTrainable):
             )
         self._trained += self._inner_steps
         return stacked
+
+    def _moved_text(self) -> str:
+        found: dict[str, float] = {}
+        for name in self._moved:
+            found.update(_summary(name, self.hparams[name]))
+        return ", ".join(f"{name.removeprefix(HYPERPARAMETER)} {value:.3g}" for name, value in found.items()) or "fixed"
 
     # Hypergradients, in the units of the hyperparameters.
 
@@ -450,8 +471,9 @@ class HypergradientTrainable(SeededTrainable):
         )
 
     def _implicit(self, metrics: dict[str, Any]) -> g.Hypergradient:
-        """An implicit hypergradient; where the curvature is not positive, with as much damping as that takes.
+        """An implicit hypergradient, with as much damping as it takes to have one.
 
+        It takes more where the curvature is not positive, or the residual is above 1: then v = 0 would be nearer.
         As in Levenberg and Marquardt's method the damping grows tenfold until it is enough, and falls to a third after
         each step on which it was.
         """
@@ -462,13 +484,19 @@ class HypergradientTrainable(SeededTrainable):
             try:
                 solver = solver_of(self._rules, self.task, self._damping)
                 result = g.hypergradient(*problem, solver=solver, warm_start=warm)
-                break
             except g.NonPositiveCurvature as error:
                 self._evaluations += (2 * error.iteration + 4) * len(self._splits)
-                if attempt == TRIES - 1 or self._rules.estimator == "identity":
+                if attempt == TRIES - 1:
                     raise
-                self._damping = max(10 * self._damping, 2 * (self._damping - error.curvature), 1e-4)
-                warm = None
+                needed = 2 * (self._damping - error.curvature)
+            else:
+                assert result.residual is not None
+                if result.residual < 1.0 or self._rules.estimator == "identity" or attempt == TRIES - 1:
+                    break
+                self._evaluations += (2 * result.products + 4) * len(self._splits)
+                needed = 0.0
+            self._damping = max(10 * self._damping, needed, 1e-4)
+            warm = None
         self._evaluations += (2 * result.products + 4) * len(self._splits)
         self._adjoint = result.adjoint if self._rules.estimator in ITERATIVE else None
         assert result.residual is not None and result.inner_gradient_norm is not None
@@ -508,9 +536,15 @@ class HypergradientTrainable(SeededTrainable):
                 self._finished([noted[before] for before in sorted(noted)])
             return update.move(state, grads, values, step)
 
+        def outer_loss(state: State, moved: dict[str, Tensor]) -> Tensor:
+            self._state = {name: tensor.detach() for name, tensor in state.items()}
+            for step in range(self._first, self._first + self._inner_steps):
+                self._after_step(step)  # with the last weights: those before are gone
+            return self._outer_on(update.weights(state), outer)
+
         result = g.unrolled_hypergradient(
             step_noted,
-            lambda state, moved: self._outer_on(update.weights(state), outer),
+            outer_loss,
             self._state,
             {name: fixed[name] for name in self._moved},
             steps=self._inner_steps,
@@ -523,8 +557,6 @@ class HypergradientTrainable(SeededTrainable):
         again = {"graphs": -1, "sqrt": 1}.get(rules.keep or "all", 0)  # how often a step is taken more than that
         self._evaluations += (self._inner_steps + (3 + again) * traced + 1) * len(self._splits)
         losses = self._finished([noted[step] for step in sorted(noted)])
-        for step in range(self._first, self._trained):  # with the last weights: those before are gone
-            self._after_step(step)
         return losses, result
 
     def _project_tangents(self) -> g.Hypergradient:

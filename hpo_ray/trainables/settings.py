@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hpo_ray.errors import ConfigError
@@ -30,16 +30,18 @@ _ONLY: Mapping[str, tuple[str, ...]] = {
     "keep": ("unrolled",),
     "restart": ("unrolled",),
     "epsilon": FIRST_ORDER,
+    "outer_lr": tuple(name for name in ESTIMATORS if name != "none"),
+    "outer_optimizer": (*SOLVERS, *FIRST_ORDER, *TRAINING),
+    "outer_batch_size": (*SOLVERS, *FIRST_ORDER, *TRAINING),
 }
 """Which estimators have which of the settings that not all have."""
 _COUNTS = ("iterations", "truncate", "inner_steps", "batch_size", "outer_batch_size", "outer_folds")
 _POSITIVE = ("inner_lr", "outer_lr", "step_size", "epsilon")
 _FROM_ZERO = ("tol", "damping", "inner_momentum")
-SEARCHABLE = (
-    *("inner_lr", "inner_momentum", "inner_steps", "batch_size", "outer_lr"),
-    *("iterations", "damping", "truncate", "epsilon"),
-)
-"""Settings that may be domains of the search, too, or names of the space."""
+OF_SPACE = ("inner_lr", "inner_momentum", "inner_steps", "batch_size")
+"""Settings of the training, which a name of the space sets, too."""
+SEARCHABLE = (*OF_SPACE, "outer_lr", "iterations", "damping", "truncate", "epsilon")
+"""Settings that may be domains of the search."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Hypergradient:
 
     One step is `inner_steps` steps of training and one step of the hyperparameters. Whatever is null is the task's own,
     or the estimator's own default. A setting of `SEARCHABLE` may be a domain, `trainable.outer_lr={low: 0.01, high:
-    1.0, log: true}`, and is then searched; a name of the space that is one of these sets it, too.
+    1.0, log: true}`, and is then searched; a name of the space that is one of `OF_SPACE` sets that, too.
 
     Args:
         name: of the choice.
@@ -73,7 +75,7 @@ class Hypergradient:
         inner_steps: steps of training for one step of the hyperparameters.
         batch_size: examples in a step of training; null is the task's own number, by default all.
         outer_batch_size: examples of each split in a hypergradient; null is the task's own number, by default all.
-        outer_optimizer: of the hyperparameters: `adam` or `sgd`.
+        outer_optimizer: of the hyperparameters: `adam` (null) or `sgd`.
         outer_lr: its learning rate, in the logarithm of a hyperparameter with a log domain, in the logit of its place
             between its bounds otherwise; of `descent` beta, in the learning rate itself.
         outer_folds: K of a K-fold outer loss: training and validation data are pooled, K models trained without one
@@ -101,14 +103,17 @@ class Hypergradient:
     inner_steps: int | None = None
     batch_size: int | None = None
     outer_batch_size: int | None = None
-    outer_optimizer: str = "adam"
-    outer_lr: float = 0.1
+    outer_optimizer: str | None = None
+    outer_lr: float | None = None
     outer_folds: int = 1
+    searched: tuple[str, ...] = field(default=(), init=False)
+    """The settings that are domains of the search."""
 
     def __post_init__(self) -> None:
         _one_of("estimator", self.estimator, ESTIMATORS)
         _one_of("inner_optimizer", self.inner_optimizer, ("sgd", "adam", None))
-        _one_of("outer_optimizer", self.outer_optimizer, ("adam", "sgd"))
+        _one_of("outer_optimizer", self.outer_optimizer, ("adam", "sgd", None))
+        _one_of("precision", self.precision, ("fp32", "bf16"))
         _one_of("keep", self.keep, ("graphs", "all", "sqrt", None))
         for key, estimators in _ONLY.items():
             if getattr(self, key) is not None and self.estimator not in estimators:
@@ -136,8 +141,14 @@ class Hypergradient:
         Raises:
             ConfigError: a value is out of its range, or the estimator has no such setting.
         """
-        own = {key: config[key] for key in SEARCHABLE if config.get(key) is not None}
+        own = {key: config[key] for key in (*OF_SPACE, *self.searched) if config.get(key) is not None}
         return replace(self, **own) if own else self
+
+    def searching(self, names: Iterable[str]) -> Hypergradient:
+        """The same settings, some of which each trial's configuration has."""
+        copy = replace(self)
+        object.__setattr__(copy, "searched", tuple(names))
+        return copy
 
     @property
     def moves(self) -> bool:

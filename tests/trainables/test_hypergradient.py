@@ -23,6 +23,7 @@ from hpo_ray.trainables import Hypergradient, TrialContext
 from hpo_ray.trainables.context import use_context
 from hpo_ray.trainables.differentiable import as_task
 from hpo_ray.trainables.hypergradient import HypergradientTrainable
+from hpo_ray.trainables.settings import OF_SPACE, SEARCHABLE
 
 DECAY = {"decay": {"low": 1e-4, "high": 10.0, "log": True}}
 RATE = {"inner_lr": {"low": 0.01, "high": 0.3, "log": True}}
@@ -41,7 +42,8 @@ def make(
     known = as_task(task)
     assert known is not None
     with use_context(TrialContext(number=number, max_resource=9, space=Space(space), precision=precision)):
-        trial: HypergradientTrainable = Hypergradient(**rules).bind(known)(dict(config))
+        searched = [name for name in space if name in SEARCHABLE and name not in OF_SPACE]
+        trial: HypergradientTrainable = Hypergradient(**rules).searching(searched).bind(known)(dict(config))
     return trial
 
 
@@ -246,6 +248,68 @@ def test_half_precision_of_the_losses_comes_near() -> None:
     assert math.isfinite(b["hypergradient_norm"])
 
 
+def test_half_precision_in_forward_mode() -> None:
+    trial = make(Net, {"decay": 0.01}, precision="bf16", estimator="forward")
+    assert all(math.isfinite(trial.step()["hypergradient_norm"]) for _ in range(2))
+
+
+def test_unrolled_differentiates_the_loss_that_it_reports() -> None:
+    """With running statistics, which the training has moved by then."""
+
+    class Normed(Net):
+        batch_size = outer_batch_size = None
+
+        def init(self, config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
+            self.data = regression(0, torch.float32)
+            self.model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+            self.call = g.Functional(self.model)
+            return self.call.params()
+
+        def error(self, params: dict[str, torch.Tensor], batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            return ((self.call(params, batch[0])[:, 0] - batch[1]) ** 2).mean()
+
+        def after_step(self, params: dict[str, torch.Tensor], batch: tuple[torch.Tensor, ...]) -> None:
+            self.model.train()
+            self.call.update_buffers(params, batch[0])
+
+        def state(self) -> dict[str, torch.Tensor]:
+            return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+        def load_state(self, state: Any) -> None:
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(state[name])
+
+    trial, seen = make(Normed, {"decay": 0.01}, estimator="unrolled", inner_steps=6), []
+    outer_on = trial._outer_on
+    trial._outer_on = lambda *args: seen.append(value := outer_on(*args)) or value  # type: ignore[method-assign]
+    for _ in range(2):
+        report = trial.step()
+        assert seen.pop().item() == pytest.approx(report["loss"], rel=1e-6)
+
+
+def test_weights_that_are_frozen_stay() -> None:
+    class Frozen(Net):
+        def init(self, config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
+            params = super().init(config, seed)
+            self.model[0].weight.requires_grad_(False)
+            return params
+
+    trial = make(Frozen, {"decay": 0.01})
+    before = trial.task.model[0].weight.clone()  # type: ignore[attr-defined]
+    report = trial.step()
+    assert set(trial.params) == {"0.bias", "3.weight", "3.bias"} and math.isfinite(report["hypergradient_norm"])
+    assert torch.equal(trial.task.model[0].weight, before)  # type: ignore[attr-defined]
+
+
+def test_a_hyperparameter_of_the_tasks_own_may_be_called_as_a_setting_of_a_solver() -> None:
+    known = as_task(Ridge)
+    assert known is not None
+    space = {**DECAY, "damping": {"low": 1.0, "high": 5.0}}
+    with use_context(TrialContext(space=Space(space))):
+        trial = Hypergradient().bind(known)({"decay": 0.1, "damping": 3.0})
+    assert trial.step()["damping"] == 0.0
+
+
 # Checkpoints.
 
 CASES: list[tuple[type, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
@@ -380,6 +444,17 @@ def test_a_training_from_the_start_ends_by_itself_without_a_gradient() -> None:
     assert "done" not in make(OneRate, {"inner_lr": 0.1}, RATE, estimator="none").step()
 
 
+@pytest.mark.parametrize("method", ["hypergradient_multistart", "unrolled", "forward_online"])
+def test_conditions_may_leave_nothing_to_move(folder: Path, method: str) -> None:
+    space = "{kind: [a, b, c], decay: {low: 1e-4, high: 1.0, when: {kind: c}}}"
+    result = run_study(
+        study("Sometimes", f"method={method}", "budget.trials=6", "searcher=random", space=space), folder
+    )
+    moved = {trial.config["kind"]: bool(trial.hyperparameters) for trial in result.trials}
+    assert {trial.state for trial in result.trials} <= {"completed", "stopped"}
+    assert all(moves == (kind == "c") for kind, moves in moved.items()) and len(moved) > 1
+
+
 def test_asha_can_count_gradient_evaluations(folder: Path) -> None:
     typed = study(
         "Ridge", "method=hypergradient_multistart", "scheduler.time_attr=gradient_evaluations", "budget.trials=12"
@@ -474,6 +549,21 @@ BAD = [
     (["method=hypergradient", "trainable.outr_lr=1"], ["trainable.outr_lr=1", "nearest: trainable.outer_lr"]),
     (["method=pbt", "trainable=hypergradient"], ["moved by the gradient", "trainable.outer_lr="]),
     (["method=hypergradient", "searcher.middle_first=3"], ["searcher.middle_first=3", "true or false"]),
+    (["method=hypergradient", "trainable.outer_lr={low: -1.0, high: 1.0}"], ["trainable.outer_lr=-1.0", "> 0"]),
+    (
+        ["method=hypergradient", "trainable.truncate={low: 1, high: 5}"],
+        ["trainable.truncate=1", "has none"],
+    ),
+    (["method=hypergradient", "trainable.precision=fp16", "resources=gpu"], ["trainable.precision=fp16", "bf16"]),
+    (
+        ["method=hypergradient_descent", "trainable.outer_optimizer=sgd"],
+        ["trainable.outer_optimizer=sgd", "descent has none"],
+    ),
+    (
+        ["method=hypergradient", "trainable.estimator=none", "trainable.outer_lr=0.1"],
+        ["trainable.outer_lr", "none has"],
+    ),
+    (["method=forward_online", "task=weight_decay_per_parameter"], ["forward", "GiB", "method=hypergradient"]),
     (["trainable=hypergradien"], ["trainable=hypergradien", "nearest: hypergradient"]),
     (["+trainable.inner_lr=1"], ["trainable.inner_lr=1"]),
     (["method=hypergradient", "fidelity=steps"], ["fidelity=steps", "epochs"]),
@@ -487,7 +577,7 @@ def test_a_mistake_is_one_message_with_the_fix_and_nothing_is_written(
     before = sorted(folder.rglob("*"))
     keys = {word.partition("=")[0] for word in typed}
     own = [word for word in study("Ridge") if word.partition("=")[0] not in keys]
-    if "task=branin" in typed:
+    if "task=branin" in typed or "task=weight_decay_per_parameter" in typed:
         own = ["executor=inprocess"]
     assert main([*own, *typed]) == 2
     out, err = capsys.readouterr()
