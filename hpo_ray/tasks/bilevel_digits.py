@@ -230,7 +230,7 @@ class WeightDecayPerParameter(_Digits):
     Metrics: `accuracy`, 0 to 1.
 
     Source: Lorraine, Vicol and Duvenaud, Optimizing millions of hyperparameters by implicit differentiation,
-    AISTATS 2020, section 5.1.
+    AISTATS 2020.
     """
 
     differentiable = ("decay",)
