@@ -101,21 +101,23 @@ class ConjugateGradient(Solver):
         p = r.clone()
         rho = r.dot(r)
         size, target, iteration = math.sqrt(rho.item()), self.tol * norm, 0
-        top = 0.0  # eigenvalue, as far as the directions have shown it
+        top, along = 0.0, rho.item()  # eigenvalue, as far as the directions have shown it; |p|^2
         trusted = max(target, torch.finfo(b.dtype).eps * norm)  # below it the recurrence is about its own rounding
         while iteration < self.max_iter and size > target:
             iteration += 1
             ap = product(p)
             curvature = p.dot(ap)
-            numbers = [rho, curvature, ap.dot(ap), p.dot(p)]
+            numbers = [rho, curvature]
             alpha = rho / curvature
             _add(x, p, alpha)
             _add(r, ap, -alpha)
             del ap  # its memory is the next product's
             rho = r.dot(r)
-            before, positive, image, along, square = torch.stack([*numbers, rho]).tolist()
-            # |p'Ap| below the rounding of Ap is no curvature: then alpha is noise, as large as it likes.
-            top = max(top, math.sqrt(image / along) if along > 0.0 else 0.0)
+            before, positive, square = torch.stack([*numbers, rho]).tolist()
+            # |p'Ap| below the rounding of Ap is no curvature: then alpha is noise, as large as it likes. Residuals are
+            # orthogonal, so that |Ap| follows from their lengths.
+            if positive > 0.0:
+                top = max(top, math.sqrt((before + square) / along) * positive / before)
             if positive <= 10 * torch.finfo(p.dtype).eps * top * along:
                 raise NonPositiveCurvature(positive / along, iteration, self.damping)
             size = math.sqrt(square)
@@ -124,10 +126,12 @@ class ConjugateGradient(Solver):
             if size <= trusted:
                 r = b - product(x)
                 rho = r.dot(r)
-                size = math.sqrt(rho.item())
+                along = rho.item()
+                size = math.sqrt(along)
                 p = r.clone()
             else:
                 torch.add(r, p, alpha=square / before, out=p)
+                along = square + (square / before) ** 2 * along
         return self._solution(x, size / norm, iteration)
 
 
