@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -27,6 +30,17 @@ def part(method: str, group: str) -> str:
 
 SCHEDULERS = {part(method, "scheduler"): method for method in reversed(METHODS) if method not in SEVERAL}
 """One method for each scheduler."""
+
+
+def each_part_once(methods: Iterable[str]) -> list[Any]:
+    """These methods as parameters, slow but for the first with each scheduler and each searcher."""
+    met: set[tuple[str, str]] = set()
+    found = []
+    for method in methods:
+        parts = {(group, part(method, group)) for group in ("scheduler", "searcher")}
+        found.append(pytest.param(method, marks=pytest.mark.slow if parts <= met else ()))
+        met |= parts
+    return found
 
 
 def differentiable(method: str) -> list[str]:

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
-from methods import METHODS, SCHEDULERS, learns, small
+from methods import METHODS, SCHEDULERS, each_part_once, learns, small
 from ray.tune.experiment import Trial
 
 from hpo_ray.errors import ConfigError, StudyError
@@ -273,7 +273,7 @@ class Stopped:
 @pytest.mark.parametrize(
     ("method", "task"),
     [
-        *((method, "branin_currin") for method in METHODS),
+        *(pytest.param(*it.values, "branin_currin", marks=it.marks) for it in each_part_once(METHODS)),
         *itertools.product(SCHEDULERS.values(), ["train", "DictCheckpoint"]),
         ("hyperband", "digits_mlp"),
         ("pbt", "digits_mlp"),
@@ -295,7 +295,7 @@ def test_law_same_decisions_in_process_and_simulated(folder: Path, method: str, 
     check_same_events(free, costly)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if not learns(m)])
+@pytest.mark.parametrize("method", each_part_once(m for m in METHODS if not learns(m)))
 def test_law_more_workers_propose_the_same_configurations_first(folder: Path, method: str) -> None:
     one = run_study([f"method={method}", "task=branin", "task.max_resource=9", *simulated(1)], folder / "one")
     for workers in (2, 7, 100):
@@ -306,7 +306,7 @@ def test_law_more_workers_propose_the_same_configurations_first(folder: Path, me
         assert len(more.trials) == len(one.trials)
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", each_part_once(QUICK))
 def test_law_time_never_goes_back(folder: Path, method: str) -> None:
     more = ["executor.speeds=[1,0.3]", "executor.startup_s=0.7", "executor.checkpoint_s=0.2", "executor.failures=60"]
     overrides = [f"method={method}", "task=branin_currin", "task.max_resource=9", "failure.max_retries=99"]

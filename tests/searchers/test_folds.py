@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from methods import METHODS
+from methods import METHODS, each_part_once
 
 from hpo_ray.testing import check_same_events, check_scheduler_is_a_fold, check_searcher_is_a_fold, run_study
 
@@ -29,7 +29,7 @@ def overrides(method: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each_part_once(METHODS))
 def test_law_searcher_and_scheduler_are_folds_over_the_log(folder: Path, method: str) -> None:
     workers = 1 if "gp" in method else 3
     result = run_study([*overrides(method), "executor=inprocess", f"executor.workers={workers}"], folder)
@@ -37,7 +37,7 @@ def test_law_searcher_and_scheduler_are_folds_over_the_log(folder: Path, method:
     check_scheduler_is_a_fold(result)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if "gp" not in m])
+@pytest.mark.parametrize("method", each_part_once(m for m in METHODS if "gp" not in m))
 def test_same_seed_same_trials(folder: Path, method: str) -> None:
     first, again = (run_study([*overrides(method), "executor=inprocess"], folder / name) for name in "ab")
     check_same_events(first, again)

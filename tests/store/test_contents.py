@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from methods import METHODS, differentiable, small
+from methods import METHODS, differentiable, each_part_once, small
 from storages import all_of, check_is_the_study, contents, reading
 
 from hpo_ray.events import FILE_NAME
@@ -28,7 +28,7 @@ def study(method: str, root: Path, *more: str) -> StudyResult:
     return run_study(overrides, root)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", each_part_once(METHODS))
 def test_every_method_as_its_own_files_say(folder: Path, method: str) -> None:
     result = study(method, folder, "scheduler.max_resource=4")
     assert result.store_note is None
