@@ -220,6 +220,13 @@ def test_damping_grows_where_curvature_is_negative_and_falls_again() -> None:
     assert all(math.isfinite(report["hypergradient_norm"]) for report in reports)
 
 
+def test_damping_grows_where_nothing_is_solved() -> None:
+    """What a sketch of rank 1 misses is divided by the damping alone."""
+    trial = make(Ridge, {"decay": 0.1}, estimator="nystrom", iterations=1, damping=1e-6)
+    report = trial.step()
+    assert report["residual"] < 1.0 and report["damping"] > 1e-3
+
+
 def test_k_folds() -> None:
     trial = make(Ridge, {"decay": 0.1}, outer_folds=4, tol=1e-13)
     held_out = [set(map(tuple, splits["validation"][0].tolist())) for splits in trial._splits]
@@ -285,6 +292,7 @@ def test_unrolled_differentiates_the_loss_that_it_reports() -> None:
     for _ in range(2):
         report = trial.step()
         assert seen.pop().item() == pytest.approx(report["loss"], rel=1e-6)
+        assert trial.task.model[1].num_batches_tracked == 6, "each training starts anew"  # type: ignore[attr-defined]
 
 
 def test_weights_that_are_frozen_stay() -> None:
