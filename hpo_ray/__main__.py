@@ -207,7 +207,8 @@ def _plan(typed: list[str]) -> int:
     unit = draft.task.unit
     print(headline(draft))
     if plan.full_trainings is not None:
-        trainings = f"{plan.full_trainings:.4g} full trainings of {count(plan.max_resource, unit)}"
+        trainings = f"{plan.full_trainings:.4g} full training{'' if plan.full_trainings == 1 else 's'}"
+        trainings += f" of {count(plan.max_resource, unit)}"
         print(f"{'at most ' if plan.at_most else ''}as many {unit}s as {trainings}")
     if plan.total_resource_restarting != plan.total_resource:
         print(f"({plan.total_resource_restarting} {unit}s if trials that move up had to start again)")
@@ -280,6 +281,7 @@ def _list(typed: list[str]) -> int:
         "task",
         "searcher",
         "scheduler",
+        "trainable",
         "fidelity",
         "executor",
         "resources",
