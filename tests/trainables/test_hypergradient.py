@@ -127,7 +127,8 @@ def test_bounds_hold() -> None:
 def test_fixed_and_stepped_names_stay() -> None:
     for domain in (0.1, {"low": 0.1, "high": 0.5, "step": 0.1}, [0.1, 0.2]):
         space = {**RATE, **MOMENTUM, "decay": domain}
-        trial = make(Rates, {"decay": 0.1, "inner_lr": 0.1, "inner_momentum": 0.5}, space, estimator="forward")
+        config = {"decay": 0.1, "inner_lr": 0.1, "inner_momentum": 0.5}
+        trial = make(Rates, config, space, estimator="forward", inner_steps=4)
         trial.step()
         report = trial.step()
         assert set(trial.hparams["decay"].tolist()) == {0.1} and "hyperparameter/decay.mean" not in report
@@ -329,7 +330,7 @@ CASES: list[tuple[type, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
         Rates,
         {"decay": 0.1, "inner_lr": 0.1, "inner_momentum": 0.5},
         {**DECAY, **RATE, **MOMENTUM},
-        {"estimator": "forward"},
+        {"estimator": "forward", "inner_steps": 4},
     ),
     (Rates, {"decay": 0.1, "inner_lr": 0.1}, {**DECAY, **RATE}, {"estimator": "unrolled", "inner_steps": 5}),
     (
@@ -345,7 +346,7 @@ CASES: list[tuple[type, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     (Net, {"decay": 0.01}, DECAY, {"estimator": "darts"}),
     (Net, {"decay": 0.01}, DECAY, {"estimator": "sama", "epsilon": 0.1}),
     (Net, {"decay": 0.01}, DECAY, {"estimator": "unrolled", "keep": "sqrt"}),
-    (Net, {"decay": 0.01}, DECAY, {"estimator": "forward"}),
+    (Net, {"decay": 0.01}, DECAY, {"estimator": "forward", "inner_steps": 4}),
 ]
 
 
@@ -416,7 +417,8 @@ def study(task: str, *more: str, space: str = "{decay: {low: 1e-4, high: 10.0, l
 def test_the_result_of_a_trial_is_where_its_hyperparameters_went(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = study("Rates", "method=forward_online", space="{decay: 0.1, inner_lr: {low: 0.01, high: 0.3, log: true}}")
+    space = "{decay: 0.1, inner_lr: {low: 0.01, high: 0.3, log: true}}"
+    typed = study("Rates", "method=forward_online", "trainable.inner_steps=4", space=space)
     assert main([*typed, "study.name=it"]) == 0
     out = capsys.readouterr().out
     result = json.loads((folder / "outputs/it/result.json").read_text())["best"]
