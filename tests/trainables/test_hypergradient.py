@@ -457,9 +457,8 @@ def test_a_training_from_the_start_ends_by_itself_without_a_gradient() -> None:
 @pytest.mark.parametrize("method", ["hypergradient_multistart", "unrolled", "forward_online"])
 def test_conditions_may_leave_nothing_to_move(folder: Path, method: str) -> None:
     space = "{kind: [a, b, c], decay: {low: 1e-4, high: 1.0, when: {kind: c}}}"
-    result = run_study(
-        study("Sometimes", f"method={method}", "budget.trials=6", "searcher=random", space=space), folder
-    )
+    typed = study("Sometimes", f"method={method}", "budget.trials=6", "searcher=random", space=space)
+    result = run_study([*typed, "trainable.inner_steps=4"], folder)
     moved = {trial.config["kind"]: bool(trial.hyperparameters) for trial in result.trials}
     assert {trial.state for trial in result.trials} <= {"completed", "stopped"}
     assert all(moves == (kind == "c") for kind, moves in moved.items()) and len(moved) > 1
