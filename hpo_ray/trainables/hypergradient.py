@@ -565,7 +565,8 @@ class HypergradientTrainable(SeededTrainable):
         value, pull, _ = outer_gradients(outer, params, moved)
         self._evaluations += len(self._splits)
         assert self._tangents is not None
-        parts = [self._tangents[name].flatten(1) @ x.flatten() for name, x in pull.items() if x is not None]
+        rows = sum(hparam.numel() for hparam in moved.values())
+        parts = [self._tangents[name].reshape(rows, -1) @ x.flatten() for name, x in pull.items() if x is not None]
         along = torch.stack(parts).sum(0)
         grads, index = {}, 0
         for name, hparam in moved.items():

@@ -197,6 +197,26 @@ def test_forward_online_follows_the_whole_past() -> None:
         assert torch.allclose(carried.grads[name], whole.grads[name], rtol=1e-6)
 
 
+def test_forward_online_takes_weights_without_dimensions() -> None:
+    class Shifted(OneRate):
+        def init(self, config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
+            return {**super().init(config, seed), "shift": torch.tensor(0.0, dtype=torch.float64)}
+
+        def outer_loss(self, params: dict[str, torch.Tensor], batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            return 0.5 * ((batch[0] @ params["w"] + params["shift"] - batch[1]) ** 2).mean()
+
+    trial = make(Shifted, {"inner_lr": 0.05}, RATE, estimator="forward")
+    first, task = trial.step()["hypergradient_norm"], trial.task
+    whole = g.unrolled_hypergradient(
+        g.SGD(lambda p, h, step: task.inner_loss(p, h, task.data["train"])),
+        lambda p, h: task.outer_loss(p, task.data["validation"]),
+        {"w": torch.zeros(5, dtype=torch.float64), "shift": torch.tensor(0.0, dtype=torch.float64)},
+        {"inner_lr": torch.tensor(0.05, dtype=torch.float64)},
+        steps=10,
+    )
+    assert first == pytest.approx(whole.grads["inner_lr"].abs().item(), rel=1e-6)
+
+
 def test_descent_of_the_learning_rate_by_hand() -> None:
     trial = make(OneRate, {"inner_lr": 0.02}, RATE, estimator="descent", outer_lr=0.002)
     x, y = regression(0)["train"]
