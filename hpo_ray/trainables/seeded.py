@@ -52,7 +52,7 @@ class SeededTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
         return True
 
     def _start(self, config: dict[str, Any]) -> None:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _start(self, config)")
 
     def _choose_device(self) -> torch.device:
         resources = self.trial_resources
