@@ -178,10 +178,8 @@ def run_all(comparison: Comparison, say: Callable[[str], None]) -> Outcome:
         ConfigError: a method can't be built, or the folder is taken. Nothing was run.
     """
     studies = [build(entry.study(Path("."), comparison.seeds[0])) for entry in comparison.entries]  # errors come first
-    from hpo_ray.executors.base import Resources
-
     keeper = studies[0].executor  # one Ray cluster for all
-    keeper.start(Resources(studies[0].context.cpus, studies[0].context.gpus))
+    keeper.start(studies[0].draft.resources)
     try:
         with _folder(comparison) as folder:
             say(f"{headline(comparison)} -> {folder}")

@@ -73,8 +73,14 @@ class MethodSection:
 class ResourcesSection:
     """`resources.*`: what one trial gets."""
 
-    cpu: float = 1.0
-    gpu: float = 0.0
+    cpu: float = 1.0  # cores, of each of its processes
+    gpu: float = 0.0  # GPUs of each of its processes: 0, a share 1/n, or a whole number
+    workers: int = 1  # processes that train one trial together
+    strategy: str = "ddp"  # how they do: ddp | fsdp
+    placement: str = "PACK"  # of these processes on the nodes: PACK | SPREAD | STRICT_PACK | STRICT_SPREAD
+    accelerator: Any = None  # the kind of GPU that a node must have, by its label: A100, or [A100, H100]
+    labels: dict[str, Any] = field(default_factory=dict)  # further labels of nodes: {market-type: on-demand}
+    free_gpu_memory: float = 0.9  # the share of its part of the GPU's memory that must be free before it starts
 
 
 @dataclass
@@ -96,6 +102,7 @@ class FailureSection:
     """`failure.*`: what happens to a trial that fails."""
 
     max_retries: int = 0  # per trial, from its last checkpoint
+    max_lost_nodes: int = 10  # per trial, and not counted above: how often it goes on after the node it ran on has gone
     max_failed_fraction: float = 0.9  # a study in which more of the trials fail ends, once 8 have; 1: it never does
 
 
@@ -104,6 +111,7 @@ class StoreSection:
     """`store.*`: the Optuna storage that studies are projected into, and what of a study stays on disk."""
 
     project: bool = True  # whether studies are written to the storage
+    root: str | None = None  # where studies lie, if not in study.root: a folder that all nodes see, s3://..., gs://...
     url: str | None = None  # of a database, any that Optuna takes, without password; null: a journal in study.root
     keep_checkpoints: str = "best"  # of trials that ended: best | completed | all
     checkpoint_every: int | None = None  # units of training between two checkpoints of a class; null: by seconds alone
@@ -133,6 +141,7 @@ class Config:
     trainable: Any = None  # how the task is trained; `_target_` makes a trainable of a differentiable task
     executor: Any = None
     resources: ResourcesSection = field(default_factory=ResourcesSection)
+    cluster: Any = None
     tracker: TrackerSection = field(default_factory=TrackerSection)
     store: StoreSection = field(default_factory=StoreSection)
     budget: BudgetSection = field(default_factory=BudgetSection)

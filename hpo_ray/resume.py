@@ -22,7 +22,7 @@ from hpo_ray.events import FILE_NAME, Event, LogError, StudyResumed, StudyStarte
 from hpo_ray.results import StudyState, fold
 from hpo_ray.study import NAME, Draft, draft, versions
 
-MAY_CHANGE = ("budget", "executor", "resources", "failure", "tracker", "store", "view")
+MAY_CHANGE = ("budget", "executor", "resources", "cluster", "failure", "tracker", "store", "view")
 """Sections of the configuration that don't decide which trials there are and what they find."""
 
 

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig
 
+from hpo_ray.clusters.base import Cluster
 from hpo_ray.config import nearest, to_plain
 from hpo_ray.domains import Fixed
 from hpo_ray.errors import ConfigError
+from hpo_ray.resources import Resources
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
 from hpo_ray.space import Space
@@ -89,6 +91,8 @@ class Draft:
         ladder: at which resources the scheduler compares trials.
         grid_size: how many configurations the searcher has; None for no end.
         settings: how a differentiable task is trained; None where a task's own code says so.
+        resources: what one trial gets.
+        cluster: where the study's processes run.
     """
 
     config: Mapping[str, Any]
@@ -102,6 +106,8 @@ class Draft:
     max_resource: int
     seed: int
     ladder: Ladder
+    resources: Resources
+    cluster: Cluster
     grid_size: int | None = None
     settings: Hypergradient | None = None
 
@@ -182,13 +188,10 @@ def draft(config: DictConfig) -> Draft:
             "trainable.precision=fp16: needs a GPU, resources=gpu; on a CPU use bf16 or fp32",
             key="trainable.precision",
         )
-    for key, least in (("cpu", 0.0), ("gpu", 0.0)):
-        value = plain["resources"][key]
-        if not math.isfinite(value) or value < least:
-            raise ConfigError(f"resources.{key}={value:g}: must be >= 0", key=f"resources.{key}")
-    if plain["resources"]["cpu"] == plain["resources"]["gpu"] == 0:
-        raise ConfigError("resources.cpu=0: a trial without cores needs a GPU; use 1", key="resources.cpu")
-    _check_count("failure.max_retries", plain["failure"]["max_retries"], least=0)
+    resources = Resources.of(plain["resources"])
+    cluster: Cluster = make("cluster", plain["cluster"] or {"_target_": "hpo_ray.clusters.Local"})
+    for key in ("max_retries", "max_lost_nodes"):
+        _check_count(f"failure.{key}", plain["failure"][key], least=0)
     if plain["store"]["checkpoint_every"] is not None:
         _check_count("store.checkpoint_every", plain["store"]["checkpoint_every"])
     seconds = plain["store"]["checkpoint_every_s"]
@@ -235,6 +238,8 @@ def draft(config: DictConfig) -> Draft:
         ladder=ladder,
         grid_size=searcher.size if searcher else None,
         settings=settings,
+        resources=resources,
+        cluster=cluster,
     )
 
 
@@ -265,13 +270,13 @@ def build(drafted: Draft) -> Study:
             key="task.trainable",
         )
     _check_follows(trainable, task, config["fidelity"]["name"])
-    resources = config["resources"]
+    resources = drafted.resources
     context = TrialContext(
         study_seed=drafted.seed,
         max_resource=drafted.max_resource,
         args=task.args,
-        cpus=resources["cpu"],
-        gpus=resources["gpu"],
+        cpus=resources.cpu,
+        gpus=resources.gpu,
         precision=config["trainable"]["precision"],
         space=drafted.space,
         fidelity=config["fidelity"]["name"],
@@ -284,7 +289,7 @@ def build(drafted: Draft) -> Study:
         trainable=trainable,
         searcher=searcher,
         scheduler=scheduler,
-        executor=make("executor", config["executor"]),
+        executor=make("executor", config["executor"], cluster=drafted.cluster),
         callbacks=tuple(
             make(f"tracker.callbacks[{i}]", section) for i, section in enumerate(config["tracker"]["callbacks"])
         ),

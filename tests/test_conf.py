@@ -18,7 +18,7 @@ from hpo_ray.study import draft
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.glob("*/*.yaml"))
-GIVEN = {"space", "ladder"}  # what no configuration can hold
+GIVEN = {"space", "ladder", "cluster"}  # what no configuration can hold
 
 
 def ids(path: Path) -> str:

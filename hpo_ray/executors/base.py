@@ -5,20 +5,13 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hpo_ray.resources import Resources
+
 if TYPE_CHECKING:
     from hpo_ray.executors.internals import StudyStorage
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial gets: processor cores, and GPUs or a fraction of one."""
-
-    cpu: float = 1.0
-    gpu: float = 0.0
 
 
 class Executor(ABC):

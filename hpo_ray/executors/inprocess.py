@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 from hpo_ray.errors import ConfigError
-from hpo_ray.executors.base import Executor, Resources
+from hpo_ray.executors.base import Executor
 from hpo_ray.executors.deadline import check_interruptible
 from hpo_ray.executors.internals import ActorHandle, TrackedActor
+from hpo_ray.resources import Resources
 
 
 class TrialFailure(Exception):

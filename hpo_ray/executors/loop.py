@@ -17,7 +17,6 @@ from hpo_ray.best import save_best, save_config, test_best
 from hpo_ray.commands import resume_command
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
-from hpo_ray.executors.base import Resources
 from hpo_ray.executors.binding import bind, can_save, own_request
 from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Controller, check_ray
@@ -25,6 +24,7 @@ from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.resuming import RepeatedLog, check_resumable, cut_off, feed, goes_on_at, take_up
 from hpo_ray.executors.signals import Interrupted, Signals, signals_of
 from hpo_ray.executors.source import TrialSource
+from hpo_ray.resources import Resources
 from hpo_ray.results import BEST_FOLDER, RESULT_FILE, StudyResult, StudyState, fold, load_study
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
@@ -103,13 +103,19 @@ def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None,
             key="task.trainable",
         ) from error
     if own is None:
-        asked = Resources(study.context.cpus, study.context.gpus)
-        return PlacementGroupFactory([{"CPU": asked.cpu, "GPU": asked.gpu}]), study.executor.start(asked)
+        asked = study.draft.resources
+        return _request(asked), study.executor.start(asked)
     asked = Resources(own.required_resources.get("CPU", 0.0), own.required_resources.get("GPU", 0.0))
     try:
         return None, study.executor.start(asked)
     except ConfigError as error:
         raise ConfigError(f"{study.draft.task.trainable} asks for its own resources: {error}", error.key) from None
+
+
+def _request(asked: Resources) -> PlacementGroupFactory:
+    """What Ray is asked for a trial: a bundle for each of its processes."""
+    selector = {"bundle_label_selector": [asked.label_selector] * asked.workers} if asked.labels else {}
+    return PlacementGroupFactory([asked.bundle] * asked.workers, strategy=asked.placement, **selector)
 
 
 def _run(

@@ -7,9 +7,11 @@ from typing import Any
 
 import ray
 
+from hpo_ray.clusters.base import Cluster, Local
 from hpo_ray.errors import ConfigError
-from hpo_ray.executors.base import Executor, Resources
+from hpo_ray.executors.base import Executor
 from hpo_ray.executors.internals import on_loopback
+from hpo_ray.resources import Resources
 
 
 class RayExecutor(Executor):
@@ -23,6 +25,7 @@ class RayExecutor(Executor):
             them, it doesn't pin them.
         num_gpus: GPUs of the cluster; by default those of the machine.
         temp_dir: where Ray keeps its session; by default Ray's own choice, /tmp/ray.
+        cluster: where trials run; by default a cluster that is started here.
 
     Raises:
         ConfigError: a number is negative or not whole.
@@ -30,7 +33,13 @@ class RayExecutor(Executor):
 
     name = "ray"
 
-    def __init__(self, num_cpus: int | None = None, num_gpus: int | None = None, temp_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        num_cpus: int | None = None,
+        num_gpus: int | None = None,
+        temp_dir: str | None = None,
+        cluster: Cluster | None = None,
+    ) -> None:
         for key, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
             number = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and (not number or value < (1 if key == "num_cpus" else 0)):
@@ -38,6 +47,7 @@ class RayExecutor(Executor):
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
         self.temp_dir = temp_dir
+        self._cluster = cluster or Local()
         self._started = False
 
     def start(self, resources: Resources) -> int:

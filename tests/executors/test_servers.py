@@ -14,7 +14,7 @@ import pytest
 STARTS_A_CLUSTER = """
 import os, sys
 from hpo_ray.executors import RayExecutor
-from hpo_ray.executors.base import Resources
+from hpo_ray.resources import Resources
 
 executor = RayExecutor(num_cpus=1, temp_dir=sys.argv[1])
 executor.start(Resources())
