@@ -116,6 +116,7 @@ class Submission:
     Attributes:
         name: what jobs are called after: the study's name if it has one, otherwise `<task>-<method>`.
         arguments: what follows `python -m hpo_ray` there, without anything about the cluster.
+        root: where its studies lie there: an absolute folder or a URI.
         resources: what one trial gets.
         drives: whether its trials run on the cluster; otherwise in the process of the job.
         concurrency: the most trials at a time that were asked for; None if it was left to the cluster.
@@ -124,6 +125,7 @@ class Submission:
 
     name: str
     arguments: tuple[str, ...]
+    root: str
     resources: Resources = field(default_factory=Resources)
     drives: bool = True
     concurrency: int | None = None
