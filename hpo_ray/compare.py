@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
+from hpo_ray.clusters.nodes import Request
 from hpo_ray.config import load
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME as LOG
@@ -179,7 +180,7 @@ def run_all(comparison: Comparison, say: Callable[[str], None]) -> Outcome:
     """
     studies = [build(entry.study(Path("."), comparison.seeds[0])) for entry in comparison.entries]  # errors come first
     keeper = studies[0].executor  # one Ray cluster for all
-    keeper.start(studies[0].draft.resources)
+    keeper.start(Request.of(studies[0].draft.resources))
     try:
         with _folder(comparison) as folder:
             say(f"{headline(comparison)} -> {folder}")

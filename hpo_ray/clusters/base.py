@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,7 @@ class Attach(Cluster):
         address: `host:port` of the cluster's head; `auto` is the cluster that this machine is part of.
         grow_to: how many trials may ask for room at a time, so that an autoscaler adds nodes; by default as many as
             there is room for.
+        wait_s: seconds that the study waits when no node has room for a single trial: an autoscaler may bring one.
         runtime_env: see `RuntimeEnv`.
 
     Raises:
@@ -102,10 +104,19 @@ class Attach(Cluster):
     name = "attach"
 
     def __init__(
-        self, address: str = "auto", grow_to: int | None = None, runtime_env: Mapping[str, Any] | None = None
+        self,
+        address: str = "auto",
+        grow_to: int | None = None,
+        wait_s: float = 900.0,
+        runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(address, str) or not address:
+            raise ConfigError(f"cluster.address={address!r}: must be HOST:PORT of the head, or auto", "cluster.address")
+        if not isinstance(wait_s, int | float) or not 0 <= wait_s < math.inf:
+            raise ConfigError(f"cluster.wait_s={wait_s!r}: must be a number of seconds >= 0", "cluster.wait_s")
         self.address = address
         self.grow_to = checked_grow_to(grow_to)
+        self.wait_s = float(wait_s)
         self.runtime_env = RuntimeEnv.of(runtime_env or {})
 
 

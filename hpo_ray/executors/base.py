@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hpo_ray.resources import Resources
+from hpo_ray.clusters.nodes import Request
 
 if TYPE_CHECKING:
     from hpo_ray.executors.internals import StudyStorage
@@ -22,12 +22,32 @@ class Executor(ABC):
     """Whether checkpoints stay in memory and go with the study."""
 
     @abstractmethod
-    def start(self, resources: Resources) -> int:
-        """Starts what is needed, and gives how many trials of these resources fit at a time.
+    def start(self, request: Request) -> int:
+        """Starts what is needed, and gives how many trials of these resources may run at a time.
 
         Raises:
             ConfigError: not even one fits; the message says what there is.
         """
+
+    def check(self, trainable: Any, root: Path | str) -> None:
+        """Looks whether trials can run where they will, once it is started.
+
+        Args:
+            trainable: the user's function or class.
+            root: where studies lie: a folder, or as text the URI of an object store.
+
+        Raises:
+            ConfigError: they can't; what `start` started is stopped.
+        """
+        return None
+
+    def capacity(self) -> int | None:
+        """How many trials may run at a time by now; None where that is what `start` said.
+
+        Raises:
+            StudyError: none can, and it makes no sense to wait any longer.
+        """
+        return None
 
     @property
     def in_step(self) -> bool:

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from hpo_ray.clusters.nodes import Request
 from hpo_ray.errors import ConfigError
 from hpo_ray.executors.base import Executor
 from hpo_ray.executors.deadline import check_interruptible
 from hpo_ray.executors.internals import ActorHandle, TrackedActor
-from hpo_ray.resources import Resources
 
 
 class TrialFailure(Exception):
@@ -304,16 +304,16 @@ class InProcessExecutor(Executor):
         """Whether a step of training is under way."""
         return self._manager is not None and self._manager.in_step
 
-    def start(self, resources: Resources) -> int:
+    def start(self, request: Request) -> int:
         """Checks that a GPU is there if one is asked for, and gives the number of workers."""
         logging.getLogger("ray.tune").setLevel(logging.WARNING)  # as in Ray's workers, whose lines nobody sees
-        if resources.gpu > 0:
+        gpus = sum(bundle.get("GPU", 0.0) for bundle in request.bundles)
+        if gpus > 0:
             import torch
 
-            if resources.gpu > torch.cuda.device_count():
+            if gpus > torch.cuda.device_count():
                 raise ConfigError(
-                    f"resources.gpu={resources.gpu:g}: this process sees {torch.cuda.device_count()} GPUs; "
-                    f"use resources=cpu",
+                    f"resources.gpu={gpus:g}: this process sees {torch.cuda.device_count()} GPUs; use resources=cpu",
                     key="resources.gpu",
                 )
         return self.workers

@@ -29,11 +29,12 @@ from typing import Any
 import pyarrow.fs
 import ray
 import ray._private.ray_constants as _constants
+import ray._private.services as _services
 import ray.train._internal.session as _session
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.air.execution._internal.event_manager import RayEventManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.train._internal.checkpoint_manager import _CheckpointManager
 from ray.train._internal.session import _FutureTrainingResult, _TrainingResult
 from ray.train._internal.storage import StorageContext
@@ -52,6 +53,7 @@ from ray.tune.result import (
 )
 from ray.tune.trainable import FunctionTrainable, Trainable
 
+from hpo_ray.clusters.nodes import gone
 from hpo_ray.errors import HpoRayError, StudyError
 from hpo_ray.events import sync_to_disk
 from hpo_ray.executors.disk import DiskFull, is_full
@@ -74,6 +76,7 @@ __all__ = [
     "join_thread",
     "last_metrics",
     "load_class",
+    "local_heads",
     "new_trial",
     "on_loopback",
     "own_session",
@@ -137,6 +140,7 @@ _USED: dict[Any, tuple[str, ...]] = {
     FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
     _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"),
+    _services: ("find_gcs_addresses",),
     TrackedActor: ("set_on_start", "set_on_stop", "set_on_error"),
     Trial: (
         "get_trainable_cls",
@@ -183,6 +187,11 @@ def on_loopback() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = typed
+
+
+def local_heads() -> list[str]:
+    """The addresses of the Ray clusters that this machine is part of."""
+    return sorted(_services.find_gcs_addresses())
 
 
 class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
@@ -410,6 +419,11 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     """Whether a trial that goes on is to be saved after its last report."""
     study_error: StudyError | None = None
     """What a trainable has raised that ends the study, and not only its trial."""
+    max_lost_nodes = 0
+    """How often a trial goes on whose node has gone, beside the failures that are its own."""
+    resources: Any = None
+    """What every trial asks for; None if they ask for different things."""
+    _kept = 0
 
     def __init__(
         self,
@@ -546,13 +560,23 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         """Never blocks: Ray would sleep for seconds at a time, up to ten minutes, until there is a trial."""
         return bool(super()._update_trial_queue(blocking=False))
 
-    def keep_actors(self, resources: Any, number: int) -> None:
-        """Keeps as many idle actors as trials run at a time; all trials must ask for these resources.
+    def keep_actors(self, number: int, finished: bool) -> None:
+        """Keeps as many idle actors as trials run at a time, where all trials ask for the same resources.
 
         Ray keeps those that a waiting trial has asked for already. A rung asks when it has closed, by which time the
-        actors of its trials would be gone, and each new process costs more than many epochs.
+        actors of its trials would be gone, and each new process costs more than many epochs. When no further trial
+        will come, no more are kept than there are trials which may want one: the others would hold on to nodes.
+
+        Args:
+            number: trials at a time.
+            finished: whether no further trial will come.
         """
-        self._actor_cache.increase_max(resources, number)
+        if self.resources is None:
+            return
+        self._max_pending_trials = max(1, number)
+        number = min(number, len(self._paused_trials) + len(self._pending_trials)) if finished else number
+        self._actor_cache.increase_max(self.resources, number - self._kept)
+        self._kept = number
 
     def _maybe_cache_trial_actor(self, trial: Trial) -> bool:
         """Ray's own, but for one thing: also when no new trials will come, paused ones will want actors."""
@@ -661,14 +685,23 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             dropped, taken = trial.drop_checkpoint()
             if dropped is not None and taken is not None:
                 trial.fallback = Fallback(dropped.checkpoint, taken.checkpoint, dict(taken.metrics), str(cause))
-                self._try_recover(trial, exc=exception)  # not counted as a failure of the trial
-                self._callbacks.on_trial_recover(iteration=self._iteration, trials=self._trials, trial=trial)
+                self._go_on(trial, exception)
             else:
                 super()._trial_task_failure(trial, exception)
             if dropped is not None and Path(dropped.checkpoint.path).parent == Path(trial.storage.trial_fs_path):
                 shutil.rmtree(dropped.checkpoint.path, ignore_errors=True)  # the log says so by now
             return
+        if isinstance(trial, StudyTrial) and not self._in_process and trial.lost_nodes < self.max_lost_nodes:
+            if lost := lost_node(exception, trial.node_ip):
+                trial.lost_nodes, trial.lost = trial.lost_nodes + 1, lost
+                self._go_on(trial, exception)
+                return
         super()._trial_task_failure(trial, exception)
+
+    def _go_on(self, trial: Trial, exception: Exception) -> None:
+        """Lets a trial go on from its last checkpoint, without counting that as a failure of its own."""
+        self._try_recover(trial, exc=exception)
+        self._callbacks.on_trial_recover(iteration=self._iteration, trials=self._trials, trial=trial)
 
     def _on_trial_reset(self, trial: Trial, success: bool) -> None:
         """Ray tells neither scheduler nor searcher when a reset fails, and a rung would wait for the trial for ever."""
@@ -766,6 +799,22 @@ class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
     """The first checkpoint that may take the place of a later one: of those before it, weights or configuration are
     others."""
 
+    lost_nodes = 0
+    """How many nodes have gone while it ran on them."""
+    lost: str | None = None
+    """What is to be recorded of the last of them."""
+
+    @property
+    def node_ip(self) -> str | None:
+        """The node that it last reported from."""
+        location = self.temporary_state.location
+        return str(location.hostname) if location is not None and location.hostname else None
+
+    def take_lost(self) -> str | None:
+        """`lost`, once."""
+        lost, self.lost = self.lost, None
+        return lost
+
     def take_fallback(self) -> Fallback | None:
         """`fallback`, once."""
         fallback, self.fallback = self.fallback, None
@@ -818,6 +867,25 @@ class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
         self.set_location(_Location(result.get(NODE_IP), result.get(PID)))
         self.run_metadata.last_result = result
         self.run_metadata.last_result_time = time.time()
+
+
+def lost_node(exception: Exception, address: str | None) -> str | None:
+    """What to say of a failure that is the node's and not the trial's; None of any other.
+
+    When a node is shut down in order, Ray says so. When it goes at once, Ray only finds the worker unreachable, and
+    takes half a minute to find out why: then its node is asked. A worker that dies by itself leaves one that answers.
+
+    Args:
+        exception: what Ray has for the trial's call.
+        address: the node that the trial last reported from; None if it has not reported.
+    """
+    text = str(exception)
+    if "its node has died" in text or "node was terminated" in text or type(exception).__name__ == "NodeDiedError":
+        why = text.strip().splitlines()[-1].strip().removeprefix("the actor's node was ")
+        return f"its node{f' {address}' if address else ''} has gone: {why}"
+    if isinstance(exception, ActorUnavailableError) and gone(address, ray.nodes()):
+        return f"its node{f' {address}' if address else ''} has gone: it no longer answers"
+    return None
 
 
 def new_trial(

@@ -14,6 +14,7 @@ from typing import Any
 from ray.tune import PlacementGroupFactory, register_trainable
 
 from hpo_ray.best import save_best, save_config, test_best
+from hpo_ray.clusters.nodes import Request
 from hpo_ray.commands import resume_command
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
@@ -24,7 +25,6 @@ from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.resuming import RepeatedLog, check_resumable, cut_off, feed, goes_on_at, take_up
 from hpo_ray.executors.signals import Interrupted, Signals, signals_of
 from hpo_ray.executors.source import TrialSource
-from hpo_ray.resources import Resources
 from hpo_ray.results import BEST_FOLDER, RESULT_FILE, StudyResult, StudyState, fold, load_study
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
@@ -59,8 +59,9 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
     with signals_of(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
         signals.listen()
+        study.executor.check(study.trainable, Path(study.draft.root).resolve())
         try:
-            concurrency = min(capacity, study.draft.budget.concurrency or capacity)
+            concurrency = _at_a_time(study, capacity)
             home = folder or _make_folder(study.draft)
             if not view.silent:
                 signals.last_words = f"interrupted; to go on: {resume_command(home)}"
@@ -103,19 +104,20 @@ def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None,
             key="task.trainable",
         ) from error
     if own is None:
-        asked = study.draft.resources
-        return _request(asked), study.executor.start(asked)
-    asked = Resources(own.required_resources.get("CPU", 0.0), own.required_resources.get("GPU", 0.0))
+        request = Request.of(study.draft.resources)
+        selector = study.draft.resources.label_selector
+        several = {"bundle_label_selector": [selector] * len(request.bundles)} if selector else {}
+        factory = PlacementGroupFactory(list(request.bundles), strategy=request.strategy, **several)
+        return factory, study.executor.start(request)
     try:
-        return None, study.executor.start(asked)
+        return None, study.executor.start(Request(own.bundles, own.strategy))
     except ConfigError as error:
         raise ConfigError(f"{study.draft.task.trainable} asks for its own resources: {error}", error.key) from None
 
 
-def _request(asked: Resources) -> PlacementGroupFactory:
-    """What Ray is asked for a trial: a bundle for each of its processes."""
-    selector = {"bundle_label_selector": [asked.label_selector] * asked.workers} if asked.labels else {}
-    return PlacementGroupFactory([asked.bundle] * asked.workers, strategy=asked.placement, **selector)
+def _at_a_time(study: Study, capacity: int) -> int:
+    """How many trials run at a time where there is room for so many."""
+    return min(capacity, study.draft.budget.concurrency or capacity)
 
 
 def _run(
@@ -148,7 +150,7 @@ def _run(
         if events and repeated is None:
             take_up(study, events, dying, folder, recorder, source, controller)
         view.start(study.draft, folder)
-        ended, reason = _loop(controller, recorder, study, view, signals)
+        ended, reason = _loop(controller, recorder, source, study, view, signals)
         if ended == "finished" and state.best is None:
             raise StudyError(_no_value(state, study.draft))
     except Exception as error:  # whatever it is, the log says that the study failed, and why
@@ -235,10 +237,15 @@ def _noting_full(folder: Path, failures: list[Exception]) -> Iterator[None]:
         failures.append(DiskFull(folder))
 
 
-def _loop(controller: Controller, recorder: Recorder, study: Study, view: View, signals: Signals) -> tuple[str, str]:
+def _loop(
+    controller: Controller, recorder: Recorder, source: TrialSource, study: Study, view: View, signals: Signals
+) -> tuple[str, str]:
     """Steps until the study is over; how it ended, and why."""
     budget, in_memory = study.draft.budget, study.executor.in_memory
     while not controller.is_finished():
+        if (capacity := study.executor.capacity()) is not None:  # nodes come and go
+            source.concurrency = _at_a_time(study, capacity)
+            controller.keep_actors(source.concurrency, source.is_finished())
         try:
             with suppress(Interrupted):
                 controller.step()
@@ -321,8 +328,9 @@ def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource
         trial_timeout_s=budget.trial_timeout_s,
     )
     controller.checkpoint_is_due = recorder.checkpoint_is_due
-    if this.resources is not None:
-        controller.keep_actors(this.resources, this.concurrency)
+    controller.max_lost_nodes = study.draft.config["failure"].get("max_lost_nodes", 0)
+    controller.resources = this.resources
+    controller.keep_actors(this.concurrency, finished=False)
     source.active = lambda: controller.num_active
     if isinstance(study.scheduler, CoreScheduler):
         source.promotions = study.scheduler.promotions

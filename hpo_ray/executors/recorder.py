@@ -192,9 +192,12 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Records a failure. With status ERROR the trial is about to be retried."""
         fallback = trial.take_fallback() if isinstance(trial, StudyTrial) else None
-        text = self._error_text(trial) if fallback is None else ""
+        lost = trial.take_lost() if isinstance(trial, StudyTrial) else None
+        text = self._error_text(trial) if fallback is None and lost is None else ""
         if fallback is not None:
             self._went_back(trial, fallback)
+        elif lost is not None:
+            self.append(TrialRetried(trial.trial_id, lost, self.clock(), counted=False))
         elif trial.status == Trial.ERROR:
             self.append(TrialRetried(trial.trial_id, text, self.clock()))
         else:

@@ -14,10 +14,10 @@ import pytest
 STARTS_A_CLUSTER = """
 import os, sys
 from hpo_ray.executors import RayExecutor
-from hpo_ray.resources import Resources
+from hpo_ray.clusters.nodes import Request
 
 executor = RayExecutor(num_cpus=1, temp_dir=sys.argv[1])
-executor.start(Resources())
+executor.start(Request([{"CPU": 1}]))
 
 import ray
 

@@ -1,0 +1,69 @@
+"""What runs on each node of a cluster before a study starts there. It needs nothing but Python, and Ray's pyarrow.
+
+It is sent as a whole: a node may not have this package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+
+def look(root: str, mark: str, modules: Sequence[str], packages: Sequence[str]) -> dict[str, Any]:
+    """Looks at the node that this runs on.
+
+    Args:
+        root: where studies lie: a folder, or the URI of an object store.
+        mark: name of a file to write there; it stays, for the driver to find, in a folder only.
+        modules: names of modules that have to be there.
+        packages: names of packages whose versions are wanted.
+
+    Returns:
+        python, versions by package (None where it is not installed as one), missing modules, and error: why it could
+        not write, None if it could.
+    """
+    return {
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in packages},
+        "missing": [name for name in modules if importlib.util.find_spec(name) is None],
+        "error": _write(root, mark),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write(root: str, mark: str) -> str | None:
+    try:
+        if "://" not in root:
+            if not os.path.isdir(root):
+                return "there is no such folder"
+            with open(os.path.join(root, mark), "w") as file:
+                file.write(mark)
+            return None
+        from pyarrow import fs
+
+        try:
+            filesystem, path = fs.FileSystem.from_uri(root)
+        except Exception:
+            import fsspec
+
+            wrapped, path = fsspec.core.url_to_fs(root)
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(wrapped))
+        place = f"{path.rstrip('/')}/{mark}"
+        with filesystem.open_output_stream(place) as stream:
+            stream.write(mark.encode())
+        with filesystem.open_input_stream(place) as read:
+            same = bool(read.read() == mark.encode())
+        filesystem.delete_file(place)
+        return None if same else "what was written came back as something else"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
