@@ -214,6 +214,8 @@ class KubeRay(Remote):
     def _pod(self, name: str, node: Mapping[str, Any], gpu: int = 0) -> dict[str, Any]:
         amounts = {"cpu": str(node["cpu"]), "memory": node["memory"], **({_GPU: str(gpu)} if gpu else {})}
         variables: list[dict[str, Any]] = [{"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(self.stop_grace_s)}]
+        if not self.token:
+            variables.append({"name": "RAY_AUTH_MODE", "value": "disabled"})  # otherwise the study would look for one
         for variable, value in self.runtime_env.env_vars.items():
             if value is None:
                 source = {"secretKeyRef": {"name": self.secret, "key": variable}}

@@ -256,8 +256,8 @@ class Launcher(Remote):
 
     def _starting(self) -> dict[str, list[str]]:
         """The commands that start Ray. The dashboard listens on the head alone: it is reached by ssh."""
-        token = " RAY_AUTH_MODE=token" if self.token else ""
-        before = f"export RAY_JOB_STOP_WAIT_TIME_S={self.stop_grace_s}{token}; ulimit -n 65536"
+        mode = "token" if self.token else "disabled"
+        before = f"export RAY_AUTH_MODE={mode} RAY_JOB_STOP_WAIT_TIME_S={self.stop_grace_s}; ulimit -n 65536"
         head = (
             "ray start --head --port=6379 --object-manager-port=8076 --autoscaling-config=~/ray_bootstrap_config.yaml"
         )

@@ -13,7 +13,7 @@ from hpo_ray.clusters.rendering import matching, whole
 from hpo_ray.errors import ConfigError
 from hpo_ray.resources import Resources
 
-_LABEL = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"  # Kubernetes' and Ray's syntax
+_LABEL = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"  # Kubernetes' and Ray's syntax
 
 
 @dataclass(frozen=True)
