@@ -136,6 +136,7 @@ def test_the_schema_refuses(path: str, value: Any) -> None:
         ({"gpu": 1}, {}, None, 4),  # workers get the one GPU that a trial asks for
         ({"gpu": 0.25}, {}, None, 16),
         ({"gpu": 0.3333, "cpu": 0}, {"worker": {"gpu": 2}}, None, 24),
+        ({"gpu": 0.099, "cpu": 0}, {"worker": {"gpu": 10}}, None, 400),  # no trial gets what is left of several GPUs
         ({"gpu": 2}, {"worker": {"gpu": 8, "cpu": 3}}, None, 12),  # 3 cores, 1 for each
         ({"gpu": 1, "workers": 3}, {}, None, 1),  # over 3 of the 4 workers
         ({"gpu": 1, "workers": 3}, {"worker": {"gpu": 4}}, None, 5),
@@ -213,6 +214,7 @@ def test_the_version_of_ray_is_the_one_installed_here() -> None:
         ({"worker": {"node_selector": "a100"}}, "worker.node_selector", "must be a mapping of labels"),
         ({"min_workers": -1}, "min_workers", "must be a whole number >= 0"),
         ({"max_workers": 0}, "max_workers", "must be a whole number >= 1"),
+        ({"max_workers": True}, "max_workers", "must be a whole number >= 1"),
         ({"min_workers": 5}, "min_workers", r"5: more than cluster\.max_workers=4"),
         ({"idle_timeout_s": 0}, "idle_timeout_s", "must be a whole number >= 1"),
         ({"volume": {"claim": "Studies"}}, "volume.claim", "must be like studies"),
@@ -368,6 +370,12 @@ def test_a_rayjob_that_is_out_of_sight(fake: Path, capfd: pytest.CaptureFixture[
     assert kuberay(namespace="research").submit(study(), detach=False) == 1
     assert asked(fake)[1:] == ["-n research get rayjob digits-x7k2p -o json"] * kubectl.PATIENCE
     assert "RayJob digits-x7k2p is out of sight: Unable to connect to the server\n" in capfd.readouterr().out
+
+
+def test_a_rayjob_that_comes_back_into_sight(fake: Path) -> None:
+    away = ["error"] * (kubectl.PATIENCE - 1)
+    (fake / "replies").write_text("\n".join([*away, "Running,RUNNING,", *away, "Complete,SUCCEEDED,"]))
+    assert kuberay().submit(study(), detach=False) == 0
 
 
 def test_ctrl_c_detaches(fake: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
