@@ -8,7 +8,17 @@ from hpo_ray.lazy import lazy
 
 if TYPE_CHECKING:
     from hpo_ray.clusters.base import Attach, Local
+    from hpo_ray.clusters.kuberay import KubeRay
+    from hpo_ray.clusters.launcher import Launcher
 
-__all__ = ["Attach", "Local"]
+__all__ = ["Attach", "KubeRay", "Launcher", "Local"]
 
-__getattr__ = lazy(__name__, {"Attach": "base", "Local": "base"})
+__getattr__ = lazy(
+    __name__,
+    {
+        "Attach": "base",
+        "KubeRay": "kuberay",
+        "Launcher": "launcher",
+        "Local": "base",
+    },
+)
