@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hpo_ray.clusters.base import SEEN
 from hpo_ray.commands import python, resume_command, short
 from hpo_ray.errors import ConfigError, HpoRayError
 
@@ -31,6 +32,8 @@ verbs
   run (default)   tune:               python -m hpo_ray method=hyperband task=digits_mlp
   resume          go on:              python -m hpo_ray resume outputs/NAME [budget.trials=100]
   plan [--json]   what run would do:  python -m hpo_ray plan method=hyperband scheduler.max_resource=81
+  submit          the same on a cluster:  python -m hpo_ray submit cluster=ray_job cluster.address=http://HOST:8265
+                  [run|resume|compare], --detach doesn't follow it, --render prints what would be sent
   compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
   report [PATH]   a study again, or those of a folder:  python -m hpo_ray report outputs/digits_mlp-hyperband-1
                   --rebuild-store writes their Optuna storage anew from the logs
@@ -40,7 +43,8 @@ your own training code, a function or class of Ray Tune:
   python -m hpo_ray task=custom task.trainable=my_module.train 'space={lr: {low: 1e-5, high: 0.1, log: true}}'
 
 keys (python -m hpo_ray --cfg job prints all of them)
-  method= task= searcher= scheduler= fidelity= executor= resources= space= tracker= experiment=   choices; see list
+  method= task= searcher= scheduler= fidelity= executor= resources= cluster= space= tracker= experiment=
+                                 choices; see list
   seed=0                         same seed, same trials
   space.NAME=0.1                 fix one;  space.NAME.low=1e-4  move a bound;  'space.NAME=[a, b]'  replace it
   '+space.NAME={low: 0, high: 1}' add one; ~space.NAME  take it out
@@ -111,6 +115,10 @@ def _dispatch(typed: list[str]) -> int:
         )
     if flags & set(HYDRA_FLAGS):
         return _hydra(typed)
+    if SEEN in os.environ:
+        from hpo_ray.clusters.ray_job import check_mark
+
+        check_mark()
     return VERBS[verb](typed)
 
 
@@ -174,6 +182,20 @@ def _carry_out(draft: Draft, next_command: Callable[[], str], folder: Path | Non
         assert ended is not None
         return 143 if ended.reason.startswith("SIGTERM") else 130
     return 0
+
+
+def _submit(typed: list[str]) -> int:
+    parser = _parser("submit")
+    parser.add_argument("--render", action="store_true")
+    parser.add_argument("--detach", action="store_true")
+    options = parser.parse_intermixed_args(typed)
+    from hpo_ray.clusters.submission import submission_of
+
+    cluster, submission = submission_of(options.overrides, options.config_dir, options.config_name, options.render)
+    if options.render:
+        print(cluster.render(submission), end="")
+        return 0
+    return cluster.submit(submission, options.detach)
 
 
 def _plan(typed: list[str]) -> int:
@@ -364,6 +386,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "plan": _plan,
     "resume": _resume,
+    "submit": _submit,
     "compare": _compare,
     "report": _report,
     "list": _list,

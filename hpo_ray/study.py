@@ -93,6 +93,7 @@ class Draft:
         settings: how a differentiable task is trained; None where a task's own code says so.
         resources: what one trial gets.
         cluster: where the study's processes run.
+        remote: the URI of the object store that studies lie in; None where they lie in `root`.
     """
 
     config: Mapping[str, Any]
@@ -108,6 +109,7 @@ class Draft:
     ladder: Ladder
     resources: Resources
     cluster: Cluster
+    remote: str | None = None
     grid_size: int | None = None
     settings: Hypergradient | None = None
 

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from hpo_ray.clusters.base import Attach, Local
     from hpo_ray.clusters.kuberay import KubeRay
     from hpo_ray.clusters.launcher import Launcher
+    from hpo_ray.clusters.ray_job import RayJob
 
-__all__ = ["Attach", "KubeRay", "Launcher", "Local"]
+__all__ = ["Attach", "KubeRay", "Launcher", "Local", "RayJob"]
 
 __getattr__ = lazy(
     __name__,
@@ -20,5 +21,6 @@ __getattr__ = lazy(
         "KubeRay": "kuberay",
         "Launcher": "launcher",
         "Local": "base",
+        "RayJob": "ray_job",
     },
 )

@@ -120,6 +120,10 @@ class Attach(Cluster):
         self.runtime_env = RuntimeEnv.of(runtime_env or {})
 
 
+SEEN = "HPO_RAY_SEES"
+"""The environment variable that names a file in the folder of the studies, which a job has to see."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """A command that is to run on a cluster.
@@ -152,6 +156,9 @@ class Submission:
 
 class Remote(Cluster):
     """A cluster that whole commands are sent to. What is sent, sending it and reading the reply are three steps."""
+
+    shares_folders: ClassVar[bool] = False
+    """Whether a folder of here may be one of the cluster, too; the job finds out by a file, see `SEEN`."""
 
     @abstractmethod
     def render(self, submission: Submission) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Trainables keep the working directory, so that relative paths in a user's code mean what they say. Ray reads this in
 # the driver and in each worker, which inherits it.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-if "ray" not in sys.modules:
+if "ray" not in sys.modules and "RAY_ADDRESS" not in os.environ:  # of a cluster that may have none
     # Ray turns tokens on for a local cluster anyway, and warns. It doesn't when they are asked for before its import.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
