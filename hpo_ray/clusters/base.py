@@ -146,12 +146,12 @@ class Submission:
     concurrency: int | None = None
     env_vars: Mapping[str, str] = field(default_factory=dict)
 
-    def entrypoint(self, grow_to: int | None) -> str:
+    def entrypoint(self, grow_to: int | None, python: str = "python") -> str:
         """The command line of the job. It replaces its shell, so that it hears signals itself."""
         attach = ["cluster=attach", "cluster.address=auto"] if self.drives else []
         if self.drives and grow_to is not None:
             attach.append(f"cluster.grow_to={grow_to}")
-        return "exec " + shlex.join(["python", "-m", "hpo_ray", *self.arguments, *attach])
+        return "exec " + shlex.join([python, "-m", "hpo_ray", *self.arguments, *attach])
 
 
 class Remote(Cluster):

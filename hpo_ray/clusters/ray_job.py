@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import logging
 import os
 import tempfile
 import time
@@ -17,7 +19,9 @@ from typing import Any
 
 from hpo_ray.clusters.archive import Archive, megabytes
 from hpo_ray.clusters.base import SEEN, Remote, RuntimeEnv, Submission, checked_grow_to
+from hpo_ray.clusters.rendering import matching
 from hpo_ray.errors import ConfigError
+from hpo_ray.view import count
 
 _ANSWER_S = 5.0
 """How long the dashboard may take to answer. It is asked twice, so nothing takes longer than ten seconds."""
@@ -42,6 +46,7 @@ class RayJob(Remote):
         excludes: patterns of files that are not uploaded, as in a .gitignore. A .gitignore counts, too.
         max_upload_mb: the most that is uploaded, in megabytes before compression.
         stop_grace_s: when the job is stopped, seconds between SIGTERM and the end of its process.
+        python: the command there; its environment has `hpo_ray`, unless that is in the working directory.
 
     Raises:
         ConfigError: an argument can't be.
@@ -58,6 +63,7 @@ class RayJob(Remote):
         excludes: Sequence[str] = (),
         max_upload_mb: float = 100,
         stop_grace_s: float = 30,
+        python: str = "python",
     ) -> None:
         key = "cluster.address"
         if not isinstance(address, str) or not address.startswith(("http://", "https://")):
@@ -79,6 +85,7 @@ class RayJob(Remote):
         self.excludes = tuple(str(pattern) for pattern in excludes)
         self.max_upload_mb = max_upload_mb
         self.stop_grace_s = stop_grace_s
+        self.python = matching("cluster.python", python, r"\S+", "/opt/venv/bin/python")
 
     def render(self, submission: Submission) -> str:
         """The request for the job, as JSON; without secrets, and before a folder becomes an archive."""
@@ -98,7 +105,7 @@ class RayJob(Remote):
             **variables,
         }
         return {
-            "entrypoint": submission.entrypoint(self.grow_to),
+            "entrypoint": submission.entrypoint(self.grow_to, self.python),
             "runtime_env": environment,
             "metadata": {"job_name": submission.name, "hpo_ray": version("hpo_ray")},
         }
@@ -109,11 +116,17 @@ class RayJob(Remote):
         archive = None
         folder = self.runtime_env.working_dir
         if folder is not None and "://" not in folder:
-            archive = Archive.of(Path(folder).resolve(), self.excludes, int(self.max_upload_mb * 1e6))
+            home = Path(folder).resolve()
+            inside = Path(submission.root).is_relative_to(home) and Path(submission.root) != home
+            studies = [f"/{Path(submission.root).relative_to(home)}/"] if inside else []
+            archive = Archive.of(home, [*self.excludes, *studies], int(self.max_upload_mb * 1e6))
         client = self._client()
         job = f"{submission.name}-{uuid.uuid4().hex[:8]}"
         if archive is not None:
-            print(f"uploads    {archive.folder}: {len(archive.files)} files, {megabytes(archive.size)}", flush=True)
+            print(
+                f"uploads    {archive.folder}: {count(len(archive.files), 'file')}, {megabytes(archive.size)}",
+                flush=True,
+            )
         send(client, job, request, archive)
         print(f"job        {job}\n{self._hints(job)}", flush=True)
         if detach:
@@ -137,6 +150,8 @@ class RayJob(Remote):
         try:
             from ray.job_submission import JobSubmissionClient
 
+            for module in ("dashboard_sdk", "job.sdk"):  # their own words of uploads and connections
+                logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
             return JobSubmissionClient(self.address)
         except (ImportError, RuntimeError) as error:  # Ray's, of ray[tune] alone
             raise ConfigError(
@@ -181,7 +196,7 @@ def reach(address: str) -> str:
             raise ConfigError(
                 f"{key}={address}: answers {error.code} to /api/version; is it a dashboard?", key
             ) from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, http.client.HTTPException):
             raise ConfigError(f"{key}={address}: answers, but is no dashboard of Ray (8265 by default)", key) from None
         except OSError as error:
             why = getattr(error, "reason", error)
@@ -272,6 +287,12 @@ def parse(info: Any) -> int:
     if info.driver_exit_code is None:
         print(f"the job failed before it ran: {info.message}", flush=True)
         return 1
+    if "No module named hpo_ray" in str(info.message):
+        print(
+            "the Python of the job has no hpo_ray: install it there, start Ray in an environment that has it, or say "
+            "which Python has it, cluster.python=/opt/venv/bin/python",
+            flush=True,
+        )
     return int(info.driver_exit_code) or 1
 
 

@@ -17,6 +17,9 @@ from hpo_ray.view import View
 _BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
+RAY_GRACE_S = 3.0
+
+
 class Interrupted(BaseException):
     """A signal came in the middle of a step that runs in this process, and the step didn't end in time."""
 
@@ -25,7 +28,9 @@ class Signals:
     """Which signal came, if any, and what time is left.
 
     From the first signal on, a step that runs in this process has `STEP_S` to end, what runs has until `SAVE_S` to be
-    saved, and at `EXIT_S` the process ends whatever it is doing: the log is whole at any moment.
+    saved, and at `EXIT_S` the process ends whatever it is doing: the log is whole at any moment. That is within three
+    seconds, which is what Ray gives a job that is stopped; where a job has more (`RAY_JOB_STOP_WAIT_TIME_S`, which
+    `cluster.stop_grace_s` sets), they are longer in proportion.
 
     Python lets a handler run when the main thread comes back to Python. A thread that is woken by the signal itself
     (`signal.set_wakeup_fd`) does what must not wait for that. Code in C that keeps Python's lock stops both.
@@ -44,6 +49,8 @@ class Signals:
     STEP_S, SAVE_S, EXIT_S, FAREWELL_S = 1.0, 1.8, 2.6, 0.2
 
     def __init__(self, executor: Executor, view: View) -> None:
+        longer = max(1.0, _grace_s() / RAY_GRACE_S)
+        self.STEP_S, self.SAVE_S, self.EXIT_S = (longer * s for s in (self.STEP_S, self.SAVE_S, self.EXIT_S))
         self.received: int | None = None
         self.since_s = 0.0
         self.last_words = ""
@@ -128,6 +135,14 @@ class Signals:
         if self.last_words:
             print(self.last_words, file=sys.__stdout__, flush=True)  # `sys.stdout` may be a trial's own
         self._view.stop()
+
+
+def _grace_s() -> float:
+    """What a job of Ray has between SIGTERM and its end; as Ray's own default, if it isn't a number."""
+    try:
+        return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", RAY_GRACE_S))
+    except ValueError:
+        return RAY_GRACE_S
 
 
 @contextmanager
