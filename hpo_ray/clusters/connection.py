@@ -70,7 +70,8 @@ def _of_this_machine() -> str:
     from hpo_ray.executors.internals import local_heads
 
     key = "cluster.address"
-    if given := os.environ.get("RAY_ADDRESS"):
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    if given not in ("", "auto"):
         return given
     heads = local_heads()
     if len(heads) == 1:
@@ -162,9 +163,9 @@ def check_nodes(trainable: Any, root: Path | str) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     # By value, since a node may not have hpo_ray, which is one of the things to find out.
     ray.cloudpickle.register_pickle_by_value(importlib.import_module(probe.__name__))
+    asked = {}
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(probe.look)
-        asked = {}
         for node in nodes:
             where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             mark = f"{token}-{node['NodeID']}"
@@ -174,6 +175,8 @@ def check_nodes(trainable: Any, root: Path | str) -> None:
             _check_node(future, node, root, mark)
     finally:
         ray.cloudpickle.unregister_pickle_by_value(importlib.import_module(probe.__name__))
+        for _, mark in asked.values() if isinstance(root, Path) else ():  # those that were not looked for
+            _took(root / mark)
 
 
 def _check_node(future: Any, node: Mapping[str, Any], root: Path | str, mark: str) -> None:

@@ -17,16 +17,13 @@ if TYPE_CHECKING:
 _VERBS = ("run", "resume", "compare")
 
 
-def submission_of(
-    words: Sequence[str], config_dir: str | None, config_name: str | None, render: bool = False
-) -> tuple[Remote, Submission]:
+def submission_of(words: Sequence[str], config_dir: str | None, config_name: str | None) -> tuple[Remote, Submission]:
     """What `submit WORDS` asks for.
 
     Args:
         words: the verb of the job if it isn't `run`, its path if that is `resume`, and overrides.
         config_dir: see `config.load`.
         config_name: see `config.load`.
-        render: whether it is only looked at: nothing is written.
 
     Raises:
         ConfigError: the study can't be, or the cluster isn't one that commands are sent to.
@@ -43,14 +40,10 @@ def submission_of(
     if verb == "resume":
         return cluster, _resumed(path, rest, flags, config_dir)
     draft = _checked(verb, rest, config_dir, config_name)
-    root, variables = draft.root, {}
-    if draft.remote is None and not root.is_absolute():
+    root, of_here = draft.root, draft.remote is None and not draft.root.is_absolute()
+    if of_here:
         root = root.resolve()
         rest = [*(word for word in rest if not word.startswith(("study.root=", "store.root="))), f"study.root={root}"]
-        if cluster.shares_folders and not render:
-            from hpo_ray.clusters.ray_job import mark
-
-            variables = mark(root)
     return cluster, Submission(
         name=draft.name or f"{draft.task.name}-{draft.method}",
         arguments=(*([] if verb == "run" else [verb]), *flags, *rest),
@@ -58,7 +51,7 @@ def submission_of(
         resources=draft.resources,
         drives=_drives(draft),
         concurrency=draft.budget.concurrency,
-        env_vars=variables,
+        of_here=of_here,
     )
 
 
