@@ -616,3 +616,28 @@ class Suicidal(DictCheckpoint):
         if get_context().number == 2 and self.steps == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().step()
+
+
+class OnNodes(Learns):
+    """Reports on which node it runs; on `task.args.victim` it doesn't get beyond its first step.
+
+    With `task.args.known`, ids of nodes, those on other nodes wait from then on until one runs on a node that is new.
+    """
+
+    def step(self):
+        """One step."""
+        import ray
+
+        from hpo_ray import get_context
+
+        args, node = get_context().args, ray.get_runtime_context().get_node_id()
+        held, used = (os.path.join(args["path"], name) for name in ("held", "used"))
+        if node == args["victim"] and self.iteration >= 1:
+            open(held, "w").close()
+            while True:
+                time.sleep(0.01)
+        if "known" in args and node not in args["known"]:
+            open(used, "w").close()
+        while "known" in args and os.path.exists(held) and not os.path.exists(used):
+            time.sleep(0.01)
+        return {**super().step(), "node": node}

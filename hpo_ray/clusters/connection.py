@@ -175,8 +175,9 @@ def check_nodes(trainable: Any, root: Path | str) -> None:
             _check_node(future, node, root, mark)
     finally:
         ray.cloudpickle.unregister_pickle_by_value(importlib.import_module(probe.__name__))
-        for _, mark in asked.values() if isinstance(root, Path) else ():  # those that were not looked for
-            _took(root / mark)
+        if isinstance(root, Path):
+            for _, mark in asked.values():
+                _took(root / mark)
 
 
 def _check_node(future: Any, node: Mapping[str, Any], root: Path | str, mark: str) -> None:
