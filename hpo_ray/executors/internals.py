@@ -442,6 +442,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         self._trials = _OrderedTrials()
         self._max_pending_trials = max_pending
         self._print_trial_errors = False
+        self._insufficient_resources_manager = _NoWarnings()
         self._in_process = actor_manager is not None
         if actor_manager is not None:
             self._actor_manager = actor_manager
@@ -752,6 +753,13 @@ class _OrderedTrials(dict):  # type: ignore[type-arg]
     def index(self, trial: Trial) -> Trial:
         """What `pop` takes: Ray moves a trial that it retries to the end."""
         return trial
+
+
+class _NoWarnings:
+    """Stands in for what warns after a minute without room for a trial: the executor knows better what there is."""
+
+    def on_no_available_trials(self, all_trials: Any) -> None:
+        """Nothing: Ray's would look at the first of a list of all trials, which is not kept."""
 
 
 class _PlainClasses:
