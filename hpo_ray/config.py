@@ -79,7 +79,7 @@ class ResourcesSection:
     strategy: str = "ddp"  # how they do: ddp | fsdp
     placement: str = "PACK"  # of these processes on the nodes: PACK | SPREAD | STRICT_PACK | STRICT_SPREAD
     accelerator: Any = None  # the kind of GPU that a node must have, by its label: A100, or [A100, H100]
-    labels: dict[str, Any] = field(default_factory=dict)  # further labels of nodes: {market-type: on-demand}
+    labels: Any = field(default_factory=dict)  # further labels of nodes: {market-type: on-demand}
     free_gpu_memory: float = 0.9  # the share of its part of the GPU's memory that must be free before it starts
 
 

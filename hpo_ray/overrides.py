@@ -18,7 +18,8 @@ it cannot put a list where a mapping was, refuses a keyword that a domain did no
 The others stay as they are: `space=digits_mlp` (a file of the group `space`), `~space.lr`, and a keyword's value
 with a prefix of its own. And `task.args.path=…` becomes `++task.args.path=…`: which constants there are is up to the
 trainable. What is by the names of metrics (`task.metrics`, `task.constraints`, `task.tradeoff`, `task.reference`), of
-hyperparameters (`searcher.grid_points`) or of a sampler's arguments (`searcher.settings`) replaces, too, as in
+hyperparameters (`searcher.grid_points`), of a sampler's arguments (`searcher.settings`), or of labels, variables and
+whatever else a cluster has names for (`resources.labels`, `cluster.runtime_env.env_vars`, …) replaces, too, as in
 `task.metrics=null task.metrics={…}`, and takes new names.
 """
 
@@ -114,6 +115,12 @@ _BY_NAME = (
     "task.reference",
     "searcher.grid_points",
     "searcher.settings",
+    "resources.labels",
+    "cluster.runtime_env.env_vars",
+    "cluster.worker.node_selector",
+    "cluster.head.node_config",
+    "cluster.worker.node_config",
+    "cluster.file_mounts",
 )
 
 

@@ -74,7 +74,10 @@ class Resources:
                 f"resources.free_gpu_memory={share:g}: must be a share from 0 (not looked at) to 1",
                 key="resources.free_gpu_memory",
             )
-        labels = {str(name): _values(f"resources.labels.{name}", v) for name, v in section["labels"].items()}
+        given = section["labels"] or {}
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"resources.labels={given!r}: must be a mapping, {{NAME: VALUE}}", key="resources.labels")
+        labels = {str(name): _values(f"resources.labels.{name}", v) for name, v in given.items()}
         if section["accelerator"] is not None:
             labels[ACCELERATOR_LABEL] = _values("resources.accelerator", section["accelerator"])
         return cls(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig
 
-from hpo_ray.clusters.base import Cluster
+from hpo_ray.clusters.base import Cluster, Local, Remote
 from hpo_ray.config import nearest, to_plain
 from hpo_ray.domains import Fixed
 from hpo_ray.errors import ConfigError
@@ -258,6 +258,7 @@ def build(drafted: Draft) -> Study:
     from hpo_ray.executors.binding import can_save
 
     config, task = drafted.config, drafted.task
+    _check_cluster(drafted)
     if config["store"]["project"] and config["store"]["url"] is not None:
         check_driver(config["store"]["url"])
     trainable = bound_trainable(config)
@@ -300,6 +301,23 @@ def build(drafted: Draft) -> Study:
         max_retries=config["failure"]["max_retries"],
         max_failed_fraction=config["failure"]["max_failed_fraction"],
     )
+
+
+def _check_cluster(drafted: Draft) -> None:
+    """Refuses a cluster that the study would take no notice of."""
+    cluster, executor = drafted.cluster, str(drafted.config["executor"]["_target_"])
+    if isinstance(cluster, Remote):
+        raise ConfigError(
+            f"cluster={cluster.name}: takes whole commands, python -m hpo_ray submit cluster={cluster.name} ...; "
+            f"a study that is driven from here takes cluster=local or cluster=attach",
+            key="cluster",
+        )
+    if not isinstance(cluster, Local) and not executor.endswith(".RayExecutor"):
+        raise ConfigError(
+            f"cluster={cluster.name}: its nodes run trials for executor=ray, and {executor.rpartition('.')[2]} runs "
+            f"them in this process; use executor=ray, or leave cluster out",
+            key="cluster",
+        )
 
 
 def make(key: str, section: Mapping[str, Any], **offered: Any) -> Any:

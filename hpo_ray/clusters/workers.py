@@ -131,6 +131,6 @@ def check_root(root: str, path: str | None, volume: str) -> None:
         return
     fix = f"use a folder below {path}" if path is not None else f"give the nodes a volume ({volume})"
     raise ConfigError(
-        f"study.root={root}: the nodes of the cluster don't all see it; {fix}, or a URI, study.root=s3://BUCKET/FOLDER",
+        f"study.root={root}: the nodes of the cluster don't all see it; {fix}, or a URI, store.root=s3://BUCKET/FOLDER",
         key="study.root",
     )

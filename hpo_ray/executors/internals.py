@@ -442,6 +442,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         self._trials = _OrderedTrials()
         self._max_pending_trials = max_pending
         self._print_trial_errors = False
+        self._insufficient_resources_manager = _NoWarnings()
         self._in_process = actor_manager is not None
         if actor_manager is not None:
             self._actor_manager = actor_manager
@@ -469,6 +470,11 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     def num_active(self) -> int:
         """Trials that run or wait for resources; paused ones are left out."""
         return len(self._running_trials) + len(self._pending_trials)
+
+    @property
+    def num_paused(self) -> int:
+        """Trials that are paused."""
+        return len(self._paused_trials)
 
     def checkpoint(self, force: bool = False, wait: bool = False) -> None:
         """No snapshot: the study's log is all that is needed to go on, and Ray's snapshots are not atomic."""
@@ -560,7 +566,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         """Never blocks: Ray would sleep for seconds at a time, up to ten minutes, until there is a trial."""
         return bool(super()._update_trial_queue(blocking=False))
 
-    def keep_actors(self, number: int, finished: bool) -> None:
+    def keep_actors(self, number: int, paused: int | None) -> None:
         """Keeps as many idle actors as trials run at a time, where all trials ask for the same resources.
 
         Ray keeps those that a waiting trial has asked for already. A rung asks when it has closed, by which time the
@@ -569,12 +575,12 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
 
         Args:
             number: trials at a time.
-            finished: whether no further trial will come.
+            paused: when no further trial will come, how many paused ones may go on; None while new ones come.
         """
         if self.resources is None:
             return
         self._max_pending_trials = max(1, number)
-        number = min(number, len(self._paused_trials) + len(self._pending_trials)) if finished else number
+        number = number if paused is None else min(number, paused + len(self._pending_trials))
         self._actor_cache.increase_max(self.resources, number - self._kept)
         self._kept = number
 
@@ -752,6 +758,13 @@ class _OrderedTrials(dict):  # type: ignore[type-arg]
     def index(self, trial: Trial) -> Trial:
         """What `pop` takes: Ray moves a trial that it retries to the end."""
         return trial
+
+
+class _NoWarnings:
+    """Stands in for what warns after a minute without room for a trial: the executor knows better what there is."""
+
+    def on_no_available_trials(self, all_trials: Any) -> None:
+        """Nothing: Ray's would look at the first of a list of all trials, which is not kept."""
 
 
 class _PlainClasses:

@@ -245,7 +245,7 @@ def _loop(
     while not controller.is_finished():
         if (capacity := study.executor.capacity()) is not None:  # nodes come and go
             source.concurrency = _at_a_time(study, capacity)
-            controller.keep_actors(source.concurrency, source.is_finished())
+            controller.keep_actors(source.concurrency, _paused(controller, study) if source.is_finished() else None)
         try:
             with suppress(Interrupted):
                 controller.step()
@@ -267,6 +267,12 @@ def _loop(
         if budget.resource is not None and recorder.state.trained - recorder.state.again >= budget.resource:
             return "finished", f"budget.resource={budget.resource} used up"
     return "finished", "all trials are done"
+
+
+def _paused(controller: Controller, study: Study) -> int:
+    """How many paused trials may go on, at most."""
+    scheduler = study.scheduler
+    return scheduler.may_go_on() if isinstance(scheduler, CoreScheduler) else controller.num_paused
 
 
 def _model(study: Study, state: StudyState) -> Mapping[str, Any] | None:
@@ -330,7 +336,7 @@ def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource
     controller.checkpoint_is_due = recorder.checkpoint_is_due
     controller.max_lost_nodes = study.draft.config["failure"].get("max_lost_nodes", 0)
     controller.resources = this.resources
-    controller.keep_actors(this.concurrency, finished=False)
+    controller.keep_actors(this.concurrency, None)
     source.active = lambda: controller.num_active
     if isinstance(study.scheduler, CoreScheduler):
         source.promotions = study.scheduler.promotions

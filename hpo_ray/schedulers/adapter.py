@@ -186,6 +186,12 @@ class CoreScheduler(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self._close_rungs(source_finished)
         return self._ready()
 
+    def may_go_on(self) -> int:
+        """How many paused trials will want a worker, at most, if no new ones come."""
+        may_promote = getattr(self.core, "may_promote", None)
+        paused = len(self._paused) + len(self._pausing)
+        return paused if may_promote is None else min(paused, len(self.fold.promoted) + may_promote())
+
     def debug_string(self) -> str:
         """One line for Ray's own progress table."""
         return f"{type(self).__name__}: {len(self._trials)} trials"

@@ -178,6 +178,10 @@ class HalvingCore:
                 )
         return ""
 
+    def may_promote(self) -> int:
+        """How many trials the open rungs can still move up, at most."""
+        return sum(ladder.places(self.eta) for ladder in self._ladders.values() if not (ladder.last or ladder.closed))
+
     def tags(self, trial_id: str) -> Mapping[str, int]:
         """The trial's bracket (numbered from 0 in the order of filling) and the highest rung that it entered."""
         return {"bracket": self._of[trial_id].index, "rung": self._rung_of[trial_id]}

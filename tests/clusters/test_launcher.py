@@ -39,7 +39,7 @@ CASES: dict[str, tuple[dict[str, Any], Submission]] = {
         },
         Submission(
             "Digits_CNN asha",
-            ("method=asha", "space={lr: {low: 1e-4, high: 0.3}}", "study.root=s3://bucket/studies"),
+            ("method=asha", "space={lr: {low: 1e-4, high: 0.3}}", "store.root=s3://bucket/studies"),
             "s3://bucket/studies",
             Resources(gpu=0.5, labels={ACCELERATOR_LABEL: ("A10G",)}),
         ),
