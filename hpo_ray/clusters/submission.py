@@ -36,10 +36,13 @@ def submission_of(words: Sequence[str], config_dir: str | None, config_name: str
     of_cluster = [word for word in words if word.lstrip("+~").startswith(("cluster=", "cluster."))]
     rest = [word for word in words if word not in of_cluster]
     cluster = _cluster(of_cluster, config_dir, config_name)
+    _check_own(config_dir, config_name)
     flags = [f"--{name}={value}" for name, value in (("config-dir", config_dir), ("config-name", config_name)) if value]
     if verb == "resume":
         return cluster, _resumed(path, rest, flags, config_dir)
     draft = _checked(verb, rest, config_dir, config_name)
+    if not _drives(draft):
+        rest = [*rest, "cluster=local"]  # also where the configuration itself says another
     root, of_here = draft.root, draft.remote is None and not draft.root.is_absolute()
     if of_here:
         root = root.resolve()
@@ -64,6 +67,16 @@ def _cluster(of_cluster: Sequence[str], config_dir: str | None, config_name: str
             key="cluster",
         )
     return cluster
+
+
+def _check_own(config_dir: str | None, config_name: str | None) -> None:
+    """Refuses a configuration that gives keys of the cluster itself: the job, which starts from it, would have them."""
+    if kept := [name for name in load(["cluster=local"], config_dir, config_name).cluster if name != "_target_"]:
+        raise ConfigError(
+            f"cluster.{kept[0]}: stands in --config-name {config_name} itself, so that the job would have it, too; type "
+            f"it, or put it into a file of the group, {config_dir}/cluster/NAME.yaml, and say cluster=NAME",
+            key=f"cluster.{kept[0]}",
+        )
 
 
 def _checked(verb: str, rest: Sequence[str], config_dir: str | None, config_name: str | None) -> Draft:
