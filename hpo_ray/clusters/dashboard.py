@@ -42,6 +42,7 @@ def reach(address: str) -> str:
             ) as reply:
                 return str(json.loads(reply.read())["ray_version"])
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 401 and not token:
                 token = _token(address)
                 os.environ["RAY_AUTH_MODE"] = "token"  # read when Ray is imported, which comes later

@@ -24,47 +24,39 @@ from hpo_ray.testing import check_resumes, run_study
 PATH = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
 CODE = Path(__file__).parents[1]
 
-# A cluster of three nodes with a core each. One is taken away when a trial is in the middle of a step on it.
+# A cluster of three nodes with a core each, and a study that attaches to it. One node is taken away while a trial is in
+# the middle of a step on it.
 NODES = """
-import json, sys, threading, time
+import json, subprocess, sys, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from hpo_ray.testing import run_study
 
-folder, how, overrides = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+folder, how, words = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 here = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False}
 soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 cluster = Cluster(initialize_head=True, head_node_args={**here, "_system_config": soon})
 nodes = [cluster.add_node(**here), cluster.add_node(**here)]
 ids = [node.node_id for node in (cluster.head_node, *nodes)]
-args = {"path": str(folder), "victim": ids[1], **({"known": "_".join(ids)} if how["add"] else {})}
-failed = []
-
-def lose():
-    try:
-        while not (folder / "held").exists():
-            time.sleep(0.02)
-        cluster.remove_node(nodes[0], allow_graceful=how["graceful"])
-        if how["add"]:
-            cluster.add_node(**here)
-    except BaseException as error:
-        failed.append(error)
-        raise
-
-threading.Thread(target=lose, daemon=True).start()
-try:
-    given = [f"task.args.{name}={value}" for name, value in args.items()]
-    run_study([*overrides, "cluster=attach", f"cluster.address={cluster.address}", *given], folder)
-finally:
-    cluster.shutdown()
 (folder / "ids.json").write_text(json.dumps(ids))
-assert not failed
+args = {"path": str(folder), "victim": ids[1], **({"known": "_".join(ids)} if how["add"] else {})}
+words += ["cluster=attach", f"cluster.address={cluster.address}"]
+words += [f"task.args.{name}={value}" for name, value in args.items()]
+study = subprocess.Popen([sys.executable, "-m", "hpo_ray", *words], cwd=folder)
+while not (folder / "held").exists() and study.poll() is None:
+    time.sleep(0.02)
+if study.poll() is None:
+    cluster.remove_node(nodes[0], allow_graceful=how["graceful"])
+    if how["add"]:
+        cluster.add_node(**here)
+code = study.wait()
+cluster.shutdown()
+sys.exit(code)
 """
 
 STUDY = [
     *["task=custom", "task.trainable=mine.OnNodes", "space={lr: {low: 0.1, high: 1.0}}", "task.max_resource=9"],
-    *["executor=ray", "failure.max_retries=0", "study.name=s"],
+    *["executor=ray", "failure.max_retries=0", "study.name=s", "view=none"],
 ]
 METHODS = {
     "hyperband": ["method=hyperband"],
@@ -72,16 +64,18 @@ METHODS = {
 }
 
 
-def on_nodes(folder: Path, overrides: list[str], add: bool = False, graceful: bool = False) -> tuple[StudyResult, list[str]]:
+def on_nodes(
+    folder: Path, overrides: list[str], add: bool = False, graceful: bool = False
+) -> tuple[StudyResult, list[str]]:
     """A study on nodes of which the second goes; it, and the ids of the first three."""
     temp = tempfile.mkdtemp(prefix="hr", dir="/tmp")
     how = json.dumps({"add": add, "graceful": graceful})
-    given = [*overrides, f"cluster.runtime_env.env_vars.PYTHONPATH='{PATH}'"]
-    environment = {**os.environ, "RAY_TMPDIR": temp, "RAY_AUTH_MODE": "token", "PYTHONPATH": PATH}
+    given = [*overrides, f"study.root={folder}", f"cluster.runtime_env.env_vars.PYTHONPATH='{PATH}'"]
+    environment = {**os.environ, "RAY_TMPDIR": temp, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 32}
     try:
         child = subprocess.run(
             [sys.executable, "-c", NODES, str(folder), how, *given],
-            env={**environment, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            env={**environment, "PYTHONPATH": PATH, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
             capture_output=True,
             text=True,
             timeout=150,

@@ -90,7 +90,9 @@ def test_words_reach_the_shell_of_the_job_as_they_were_typed() -> None:
 
 
 def test_what_a_trial_asks_for_is_known() -> None:
-    made = submission("cluster=kuberay", "cluster.image=i", "study.root=/s", "resources.gpu=0.5", "budget.concurrency=3")
+    made = submission(
+        "cluster=kuberay", "cluster.image=i", "study.root=/s", "resources.gpu=0.5", "budget.concurrency=3"
+    )
     assert (made.resources, made.concurrency) == (Resources(gpu=0.5), 3)
     assert isinstance(submission_of(["cluster=kuberay", "cluster.image=i", "study.root=/s"], None, None)[0], KubeRay)
 
