@@ -587,6 +587,18 @@ class Slow(DictCheckpoint):
         return super().step()
 
 
+class SlowUntil(DictCheckpoint):
+    """Takes its time until the file `task.args.path` is there."""
+
+    def step(self):
+        """One step."""
+        from hpo_ray import get_context
+
+        if not os.path.exists(get_context().args["path"]):
+            time.sleep(0.3)
+        return super().step()
+
+
 class Sluggish(DictCheckpoint):
     """A step takes a while."""
 

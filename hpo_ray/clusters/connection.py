@@ -9,7 +9,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _reach(address: str) -> str:
             key,
         ) from None
     page = http.client.HTTPConnection(host, int(port), timeout=_ANSWER_S)
-    with suppress(OSError, http.client.HTTPException):
+    with closing(page), suppress(OSError, http.client.HTTPException):
         page.request("GET", "/api/version")
         page.getresponse()  # the head's own port doesn't speak so
         raise ConfigError(

@@ -73,8 +73,8 @@ def _check_own(config_dir: str | None, config_name: str | None) -> None:
     """Refuses a configuration that gives keys of the cluster itself: the job, which starts from it, would have them."""
     if kept := [name for name in load(["cluster=local"], config_dir, config_name).cluster if name != "_target_"]:
         raise ConfigError(
-            f"cluster.{kept[0]}: stands in --config-name {config_name} itself, so that the job would have it, too; type "
-            f"it, or put it into a file of the group, {config_dir}/cluster/NAME.yaml, and say cluster=NAME",
+            f"cluster.{kept[0]}: stands in --config-name {config_name} itself, so that the job would have it, too; "
+            f"type it, or put it into a file of the group, {config_dir}/cluster/NAME.yaml, and say cluster=NAME",
             key=f"cluster.{kept[0]}",
         )
 

@@ -415,6 +415,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     _wrapper: Any = None
     _leaving: dict[Trial, bool] | None = None
     """In a study that is interrupted, the trials that are still to be saved; and whether they have been asked to."""
+    _worth_saving: Callable[[Trial], bool] = staticmethod(lambda trial: False)
+    """In such a study: whether a trial has something to save."""
     checkpoint_is_due: Callable[[Trial], bool] = staticmethod(lambda trial: False)
     """Whether a trial that goes on is to be saved after its last report."""
     study_error: StudyError | None = None
@@ -525,6 +527,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             worth_it: whether a trial has something to save.
             until_s: when to give up, by `time.monotonic`.
         """
+        self._worth_saving = worth_it
         self._leaving = {trial: False for trial in self._running_trials if trial in self._trial_to_actor}
         manager, interrupted = self._actor_manager, None
         if self._in_process:
@@ -543,7 +546,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         """The next step; in a study that is interrupted, the last save."""
         if self._leaving is None:
             super()._schedule_trial_train(trial)
-        elif self._leaving.get(trial) is False:
+        elif not self._leaving.get(trial, not self._worth_saving(trial)):  # also one whose report has just come
             self._leaving[trial] = True
             self._schedule_trial_save(trial)
 

@@ -30,18 +30,42 @@ def names(folder: Path, *excludes: str) -> list[str]:
     ("files", "excludes", "expected"),
     [
         ({"train.py": "", "lib/a.py": ""}, [], ["lib/a.py", "train.py"]),
-        (dict.fromkeys([".git/config", ".venv/x", "a/venv/x", "a/__pycache__/a.pyc", "b.pyc", ".ruff_cache/x"], ""), [], []),
-        (dict.fromkeys(["node_modules/x", "me.egg-info/x", "git/x"], ""), [], ["git/x"]),
+        (dict.fromkeys([".git/config", ".venv/x", "a/venv/x", "a/__pycache__/a.pyc", "b.pyc"], ""), [], []),
+        (dict.fromkeys([".ruff_cache/x", "node_modules/x", "me.egg-info/x", "git/x"], ""), [], ["git/x"]),
         # a .gitignore counts for its folder and what is below
-        ({".gitignore": "*.csv\n# a note\n\n/out/\n", "a.csv": "", "b/a.csv": "", "out/x": "", "b/out/x": ""}, [], [".gitignore", "b/out/x"]),
-        ({"b/.gitignore": "/a.csv\nlogs/\n", "a.csv": "", "b/a.csv": "", "b/c/a.csv": "", "b/c/logs/x": "", "logs/x": ""}, [], ["a.csv", "b/.gitignore", "b/c/a.csv", "logs/x"]),
+        (
+            {".gitignore": "*.csv\n# a note\n\n/out/\n", "a.csv": "", "b/a.csv": "", "out/x": "", "b/out/x": ""},
+            [],
+            [".gitignore", "b/out/x"],
+        ),
+        (
+            {
+                "b/.gitignore": "/a.csv\nlogs/\n",
+                "a.csv": "",
+                "b/a.csv": "",
+                "b/c/a.csv": "",
+                "b/c/logs/x": "",
+                "logs/x": "",
+            },
+            [],
+            ["a.csv", "b/.gitignore", "b/c/a.csv", "logs/x"],
+        ),
         ({".rayignore": "big", "big": "", "a/big": "", "small": ""}, [], [".rayignore", "small"]),
         # negations: the last pattern of a file says, and the file that lies deeper
         ({".gitignore": "*.pt\n!best.pt\n", "a.pt": "", "best.pt": ""}, [], [".gitignore", "best.pt"]),
-        ({".gitignore": "*.pt\n", "a/.gitignore": "!best.pt\n", "best.pt": "", "a/best.pt": ""}, [], [".gitignore", "a/.gitignore", "a/best.pt"]),
+        (
+            {".gitignore": "*.pt\n", "a/.gitignore": "!best.pt\n", "best.pt": "", "a/best.pt": ""},
+            [],
+            [".gitignore", "a/.gitignore", "a/best.pt"],
+        ),
         ({".gitignore": "data/*\n!data/keep\n", "data/keep": "", "data/x": ""}, [], [".gitignore", "data/keep"]),
-        ({".gitignore": "data/\n!data/keep\n", "data/keep": ""}, [], [".gitignore"]),  # as git: the folder is not looked at
-        ({".gitignore": "*.bin\n", ".rayignore": "!a.bin\n", "a.bin": "", "b.bin": ""}, [], [".gitignore", ".rayignore", "a.bin"]),
+        # as with git, a folder that is left out is not looked at
+        ({".gitignore": "data/\n!data/keep\n", "data/keep": ""}, [], [".gitignore"]),
+        (
+            {".gitignore": "*.bin\n", ".rayignore": "!a.bin\n", "a.bin": "", "b.bin": ""},
+            [],
+            [".gitignore", ".rayignore", "a.bin"],
+        ),
         # what was typed comes first
         ({"data/x": "", "data.py": "", "a/data/x": ""}, ["/data"], ["a/data/x", "data.py"]),
         ({".gitignore": "!x.csv\n", "x.csv": ""}, ["*.csv"], [".gitignore"]),
@@ -49,7 +73,7 @@ def names(folder: Path, *excludes: str) -> list[str]:
         ({".gitignore": "!a.pyc\n", "a.pyc": ""}, [], [".gitignore"]),
         ({}, [], []),
     ],
-)  # fmt: skip
+)
 def test_what_is_left_out(tmp_path: Path, files: dict[str, str], excludes: list[str], expected: list[str]) -> None:
     assert names(lay(tmp_path, files), *excludes) == expected
 

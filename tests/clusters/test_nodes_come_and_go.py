@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from hpo_ray.events import FILE_NAME, Reported, TrialEnded, TrialRetried, read
+from hpo_ray.events import FILE_NAME, Reported, TrialRetried, read
 from hpo_ray.results import StudyResult, load_study
 from hpo_ray.schedulers import hyperband_brackets
 from hpo_ray.testing import check_resumes, run_study
 
 PATH = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
-CODE = Path(__file__).parents[1]
 
 # A cluster of three nodes with a core each, and a study that attaches to it. One node is taken away while a trial is in
 # the middle of a step on it.
@@ -105,7 +104,18 @@ def undisturbed(folder: Path, overrides: list[str]) -> StudyResult:
 def test_a_node_that_goes_costs_nothing(folder: Path, method: str, add: bool, graceful: bool) -> None:
     overrides = [*STUDY, *METHODS[method]]
     result, ids = on_nodes(folder, overrides, add, graceful)
+    check_resumes(undisturbed(folder, overrides), result)
     events = read(result.path / FILE_NAME)
     retried = [event for event in events if isinstance(event, TrialRetried)]
-    print([e.error for e in retried])
-    assert len(retried) == 1 and not retried[0].counted
+    assert retried and not any(event.counted for event in retried)
+    assert all(event.error.startswith("its node 127.0.0.1 has gone: ") for event in retried), retried
+    assert result.state.states["failed"] == 0
+    for trial in result.trials:
+        assert [resource for resource, _ in trial.history] == list(range(1, trial.resource + 1)), trial
+    nodes = {str(event.metrics["node"]) for event in events if isinstance(event, Reported)}
+    assert ids[1] in nodes, "its first steps"
+    assert bool(nodes - set(ids)) == add, "what comes is used"
+    if method == "hyperband":
+        for index, bracket in enumerate(hyperband_brackets(9)):
+            reached = [trial.resource for trial in result.trials if trial.tags["bracket"] == index]
+            assert [sum(r >= rung.r for r in reached) for rung in bracket.rungs] == [rung.n for rung in bracket.rungs]

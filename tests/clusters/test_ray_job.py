@@ -201,12 +201,15 @@ FULL = {
     "python": "/opt/venv/bin/python",
 }
 CASES = {
-    "ray_job.json": (FULL, Submission("digits_cnn-asha", ("method=asha", "study.root=/mnt/s"), "/mnt/s", Resources(gpu=1))),
+    "ray_job.json": (
+        FULL,
+        Submission("digits_cnn-asha", ("method=asha", "study.root=/mnt/s"), "/mnt/s", Resources(gpu=1)),
+    ),
     "ray_job_no_upload.json": (
         {"runtime_env": {"working_dir": None}},
         Submission("cheap", ("executor=inprocess", "study.root=/mnt/s", "cluster=local"), "/mnt/s", drives=False),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

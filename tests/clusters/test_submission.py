@@ -23,11 +23,35 @@ def submission(*words: str, config_dir: str | None = None, config_name: str | No
 @pytest.mark.parametrize(
     ("words", "name", "arguments", "root", "of_here"),
     [
-        (["task=parabola", "study.root=/mnt/s"], "parabola-hyperband", ("task=parabola", "study.root=/mnt/s"), "/mnt/s", False),
-        (["run", "study.name=mine", "study.root=/mnt/s"], "mine", ("study.name=mine", "study.root=/mnt/s"), "/mnt/s", False),
+        (
+            ["task=parabola", "study.root=/mnt/s"],
+            "parabola-hyperband",
+            ("task=parabola", "study.root=/mnt/s"),
+            "/mnt/s",
+            False,
+        ),
+        (
+            ["run", "study.name=mine", "study.root=/mnt/s"],
+            "mine",
+            ("study.name=mine", "study.root=/mnt/s"),
+            "/mnt/s",
+            False,
+        ),
         (["method=asha"], "digits_mlp-asha", ("method=asha", "study.root={here}/outputs"), "{here}/outputs", True),
-        (["study.root=my/s", "seed=3"], "digits_mlp-hyperband", ("seed=3", "study.root={here}/my/s"), "{here}/my/s", True),
-        (["~space.momentum", "study.root=/s"], "digits_mlp-hyperband", ("~space.momentum", "study.root=/s"), "/s", False),
+        (
+            ["study.root=my/s", "seed=3"],
+            "digits_mlp-hyperband",
+            ("seed=3", "study.root={here}/my/s"),
+            "{here}/my/s",
+            True,
+        ),
+        (
+            ["~space.momentum", "study.root=/s"],
+            "digits_mlp-hyperband",
+            ("~space.momentum", "study.root=/s"),
+            "/s",
+            False,
+        ),
         (
             ["compare", "methods=[random, asha]", "seeds=2", "study.root=/s", "study.name=c", "budget.resource=100"],
             "c",
@@ -35,9 +59,15 @@ def submission(*words: str, config_dir: str | None = None, config_name: str | No
             "/s",
             False,
         ),
-        (["resume", "/mnt/s/there", "budget.rounds=2"], "there", ("resume", "/mnt/s/there", "budget.rounds=2"), "/mnt/s", False),
+        (
+            ["resume", "/mnt/s/there", "budget.rounds=2"],
+            "there",
+            ("resume", "/mnt/s/there", "budget.rounds=2"),
+            "/mnt/s",
+            False,
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_becomes_of_the_words(
     folder: Path, words: list[str], name: str, arguments: tuple[str, ...], root: str, of_here: bool
 ) -> None:
