@@ -86,7 +86,7 @@ class Peers:
         """
         shared = [ray.put(argument) for argument in arguments]
         calls = {actor.call.remote(method, *shared): rank for rank, actor in self._actors.items()}
-        failed: dict[int, Exception] = {}
+        failed: list[tuple[int, Exception]] = []
         waiting = threading.Thread(target=self._wait, args=(calls, failed), daemon=True)
         waiting.start()
         try:
@@ -94,7 +94,6 @@ class Peers:
             waiting.join()
         except BaseException as error:
             lost = _is_loss(error)
-            self._abort()
             if lost:
                 waiting.join(_FOUND_S)
             self.close()
@@ -104,44 +103,52 @@ class Peers:
                 raise ProcessFailed(f"the {self._size} processes of the trial lost each other: {error}") from error
         if failed:
             self.close()
-            rank = min(failed, key=lambda rank: (_is_loss(failed[rank]), rank))
-            raise self._failure(rank, failed[rank]) from failed[rank]
+            rank, cause = failed[-1]
+            raise self._failure(rank, cause) from cause
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes, and the group that this one is in."""
         self.closed = True
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors = {}
+        self._kill()
         self._place = None
-
-    def _wait(self, calls: dict[Any, int], failed: dict[int, Exception]) -> None:
-        """Waits for each call, in a thread of its own, so that this process hears of one that it is waiting for."""
-        while calls:
-            (done,), _ = ray.wait(list(calls), num_returns=1)
-            rank = calls.pop(done)
-            try:
-                ray.get(done)
-            except Exception as error:
-                failed[rank] = error
-                self._abort(destroy=False)
-
-    def _abort(self, destroy: bool = True) -> None:
-        """Ends what this process waits for: Gloo hears that a process is gone, NCCL has to be told."""
         with suppress(Exception):
             if dist.is_initialized():
+                dist.destroy_process_group()
+
+    def _kill(self) -> None:
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+    def _wait(self, calls: dict[Any, int], failed: list[tuple[int, Exception]]) -> None:
+        """Waits for the calls in a thread of its own. The last of `failed` is then the first to have failed.
+
+        This process may be waiting for one that raised: it hears of that when the other's process ends.
+        """
+        timeout = None
+        while calls:
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=timeout)
+            if not done:
+                break
+            rank = calls.pop(done[0])
+            try:
+                ray.get(done[0])
+            except Exception as error:
+                failed.append((rank, error))
+                if not _is_loss(error):
+                    break
+                timeout = _FOUND_S  # another is gone, and its own error will come
+        if failed:
+            self._kill()
+            with suppress(Exception):
                 if dist.group.WORLD is not None and dist.get_backend() == "nccl":
-                    dist.group.WORLD.abort()
-                if destroy:
-                    dist.destroy_process_group()
+                    dist.group.WORLD.abort()  # Gloo hears that a process is gone, NCCL has to be told
 
     def _failure(self, rank: int, error: Exception) -> ProcessFailed:
+        who = f"rank {rank} of the trial's {self._size} processes"
         if isinstance(error, RayActorError):
-            return ProcessFailed(f"rank {rank} of the trial's {self._size} processes died: {error}")
+            return ProcessFailed(f"{who} died: {error}")
         cause = error.cause if isinstance(error, RayTaskError) else error
-        return ProcessFailed(
-            f"rank {rank} of the trial's {self._size} processes failed: {type(cause).__name__}: {cause}"
-        )
+        return ProcessFailed(f"{who} failed: {type(cause).__name__}: {cause}")
 
 
 class _Peer:
@@ -157,17 +164,12 @@ class _Peer:
         """Returns once the process runs."""
 
     def call(self, method: str, *arguments: Any) -> None:
-        """Calls a method of the trainable. On an error it leaves the group, so that nobody waits for it."""
-        try:
-            if method == "start":
-                self._start(*arguments)
-                return
-            with use_context(self._context):
-                getattr(self._trainable, method)(*arguments)
-        except BaseException:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            raise
+        """Calls a method of the trainable."""
+        if method == "start":
+            self._start(*arguments)
+            return
+        with use_context(self._context):
+            getattr(self._trainable, method)(*arguments)
 
     def _start(self, config: dict[str, Any], context: TrialContext) -> None:
         self._context = replace(context, rank=self._rank)
