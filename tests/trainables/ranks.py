@@ -37,7 +37,7 @@ class Ranks:
             end.send((function, replace(context, rank=rank, meeting=address), arguments))
         answers = [end.recv() for end in ends]
         del store
-        for answer, error in answers:
+        for _, error in answers:
             if error is not None:
                 raise RuntimeError(error)
         return [answer for answer, _ in answers]

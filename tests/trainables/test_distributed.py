@@ -276,7 +276,7 @@ def test_an_epoch_of_its_own_takes_its_own_share(ranks: Ranks) -> None:
 
 
 def test_batch_norm_needs_gpus(ranks: Ranks) -> None:
-    with pytest.raises(RuntimeError, match="resources.workers=2: the model has BatchNorm1d, whose statistics"):
+    with pytest.raises(RuntimeError, match=r"resources.workers=2: the model has BatchNorm1d, whose statistics"):
         ranks.call(train, context(2), Nested, {**CONFIG, "norm": True}, 1)
     assert by_hand(ranks, 1, Nested, {**CONFIG, "norm": True}, 1)[0][0]["examples"] == 37
 
