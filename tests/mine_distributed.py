@@ -1,13 +1,10 @@
-"""A user's classes and functions for tests of GPUs and of several processes a trial."""
+"""A user's class for tests of several processes a trial."""
 
 import os
 import signal
-import time
 from pathlib import Path
 
-import ray
 import torch
-from ray import tune
 from torch import nn
 
 from hpo_ray import get_context
@@ -16,6 +13,13 @@ from hpo_ray.trainables import TorchTrainable
 
 class Points(TorchTrainable):
     """Three classes of points in the plane, in float64; each of its processes leaves its id in task.args.path."""
+
+    def setup(self, config):
+        """Which may go wrong before the processes have met."""
+        faults = get_context().args.get("faults", "")
+        if get_context().rank == 1 and f"{get_context().number}-setup1" in faults.split("_"):
+            raise ValueError("went wrong in setup")
+        super().setup(config)
 
     def build_model(self, config):
         """Two layers."""
@@ -50,17 +54,3 @@ class Points(TorchTrainable):
             raise ValueError(f"went wrong in {where}")
         if where == "loss" and what == f"die{self.rank}":
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def shares(config):
-    """Notes when it holds which GPU, and goes on when four trials have been there at the same time."""
-    folder = Path(get_context().args["path"])
-    (gpu,) = ray.get_gpu_ids()
-    with (folder / "log").open("a") as log:
-        log.write(f"+{gpu}\n")
-    (folder / f"trial-{get_context().number}").touch()
-    while len(list(folder.glob("trial-*"))) < 4:
-        time.sleep(0.01)
-    with (folder / "log").open("a") as log:  # before the report, which is its last: nothing runs after that
-        log.write(f"-{gpu}\n")
-    tune.report({"loss": config["lr"], "gpu": gpu, "pid": os.getpid()})

@@ -139,6 +139,7 @@ class Peers:
                 timeout = _FOUND_S  # another is gone, and its own error will come
         if failed:
             self._kill()
+            self._place = None  # where this process may still be waiting for the one that failed
             with suppress(Exception):
                 if dist.group.WORLD is not None and dist.get_backend() == "nccl":
                     dist.group.WORLD.abort()  # Gloo hears that a process is gone, NCCL has to be told

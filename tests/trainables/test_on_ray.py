@@ -71,6 +71,7 @@ def test_law_a_study_in_two_processes_a_trial(folder: Path, ray_cluster: None, s
 
 
 FAULTS = {
+    "setup1": "rank 1 of the trial's 2 processes failed: ValueError: went wrong in setup",
     "die1": "rank 1 of the trial's 2 processes died",
     "loss1": "rank 1 of the trial's 2 processes failed: ValueError: went wrong in loss",
     "build1": "rank 1 of the trial's 2 processes failed: ValueError: went wrong in build",
@@ -80,7 +81,7 @@ FAULTS = {
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("faults", [["die1", "loss1"], pytest.param([*FAULTS], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("faults", [["loss1"], pytest.param([*FAULTS], marks=pytest.mark.slow)])
 def test_whichever_process_fails_the_trial_does_and_the_study_goes_on(
     folder: Path, ray_cluster: None, faults: list[str]
 ) -> None:
@@ -104,8 +105,9 @@ def test_two_trials_share_a_gpu_and_never_more(folder: Path) -> None:
     seen.mkdir()
     temp = f"/tmp/rt{os.getpid()}"
     command = [sys.executable, "-m", "hpo_ray", "method=random", "budget.trials=8", "task=custom", "study.name=shared"]
-    command += ["task.trainable=mine_distributed.shares", "space={lr: {low: 0.1, high: 1.0}}", "task.max_resource=1"]
+    command += ["task.trainable=mine_gpus.shares", "space={lr: {low: 0.1, high: 1.0}}", "task.max_resource=1"]
     command += [f"task.args={{path: {seen}}}", "resources=gpu_fraction", "executor.num_cpus=8", "executor.num_gpus=2"]
+    command += ["resources.free_gpu_memory=0"]  # which else asks torch for each: seconds to import it
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     try:
         done = subprocess.run(
@@ -124,5 +126,5 @@ def test_two_trials_share_a_gpu_and_never_more(folder: Path) -> None:
         held[line[1:]] += 1 if line[0] == "+" else -1
         assert held[line[1:]] <= 2
     first = [trial.metrics["gpu"] for trial in result.trials[:4]]
-    assert Counter(first) == {0: 2, 1: 2} and len({trial.metrics["pid"] for trial in result.trials[:4]}) == 4
+    assert Counter(first) == {0: 2, 1: 2} and len({trial.metrics["process"] for trial in result.trials[:4]}) == 4
     assert json.loads((result.path / "result.json").read_text())["totals"]["failed"] == 0
