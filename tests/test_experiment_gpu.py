@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from hpo_ray.tasks.digits import DigitsCNN
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "gpu" / "run.py"
+pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the source package leaves experiments out")
 
 
 def test_the_script_runs_on_a_processor_and_without_ray(tmp_path: Path) -> None:
