@@ -191,6 +191,12 @@ def draft(config: DictConfig) -> Draft:
             key="trainable.precision",
         )
     resources = Resources.of(plain["resources"])
+    executor = str(plain["executor"]["_target_"]).rpartition(".")[2]
+    if resources.workers > 1 and executor in ("InProcessExecutor", "SimulatedExecutor"):
+        raise ConfigError(
+            f"resources.workers={resources.workers}: {executor} runs each trial in this one process; use executor=ray",
+            key="resources.workers",
+        )
     cluster: Cluster = make("cluster", plain["cluster"] or {"_target_": "hpo_ray.clusters.Local"})
     for key in ("max_retries", "max_lost_nodes"):
         _check_count(f"failure.{key}", plain["failure"][key], least=0)
@@ -249,8 +255,8 @@ def build(drafted: Draft) -> Study:
     """Imports the user's code and makes the parts of a study. Starts nothing and writes nothing.
 
     A trainable says by an attribute `fidelities` which of them it follows; one without counts as one unit whatever a
-    step of it is. A trainable class that has a class method `check_study(context)` is asked whether it can do what the
-    study wants.
+    step of it is. One whose trials may have several processes says so by `distributed = True`. A trainable class that
+    has a class method `check_study(context)` is asked whether it can do what the study wants.
 
     Raises:
         ConfigError: something can't be imported, or a part refuses its settings.
@@ -273,6 +279,7 @@ def build(drafted: Draft) -> Study:
             key="task.trainable",
         )
     _check_follows(trainable, task, config["fidelity"]["name"])
+    _check_workers(trainable, drafted)
     resources = drafted.resources
     context = TrialContext(
         study_seed=drafted.seed,
@@ -284,6 +291,9 @@ def build(drafted: Draft) -> Study:
         space=drafted.space,
         fidelity=config["fidelity"]["name"],
         steps_per_unit=config["fidelity"]["steps_per_unit"] or 1,
+        workers=resources.workers,
+        strategy=resources.strategy,
+        free_gpu_memory=resources.free_gpu_memory,
     )
     if hasattr(trainable, "check_study"):
         trainable.check_study(context)
@@ -656,6 +666,26 @@ def _check_follows(trainable: Callable[..., Any] | type, task: Task, fidelity: s
             f'fidelities = ("epochs", "{fidelity}")',
             key="fidelity",
         )
+
+
+def _check_workers(trainable: Callable[..., Any] | type, drafted: Draft) -> None:
+    """Refuses several processes a trial where only the first would do anything, or all would do the same."""
+    workers, gpu, path = drafted.resources.workers, drafted.resources.gpu, drafted.task.trainable
+    if workers == 1 or getattr(trainable, "distributed", False):
+        return
+    if hasattr(trainable, "distributed"):
+        why = (
+            "has a train_epoch of its own. If that takes its share of the data by self.rank and self.world_size, let "
+            "it say so, by an attribute distributed = True; otherwise"
+        )
+    else:
+        why = "trains in one process, as all but a TorchTrainable does;"
+    use = f"resources.workers=1 resources.gpu={workers * gpu:g}" if gpu else "resources.workers=1"
+    raise ConfigError(
+        f"resources.workers={workers}: task.trainable={path} {why} use {use}"
+        + (f" (one process with {workers * gpu:g} GPUs of one node)" if gpu else ""),
+        key="resources.workers",
+    )
 
 
 def _check_initial(initial: Any, space: Space) -> None:

@@ -38,6 +38,7 @@ from hpo_ray.executors.internals import (
 )
 from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
 from hpo_ray.trainables.context import TrialContext, use_context
+from hpo_ray.trainables.devices import wait_for_own_gpus
 
 OUTPUT_FILE = "output.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -88,6 +89,8 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     timeout_s: ClassVar[float | None]
     """Seconds after which a call is interrupted."""
     # Said here and not asked when needed: in its actors Ray wraps methods, and then every class seems to have them all.
+    own_class: ClassVar[type]
+    """The user's class, for processes in which Ray Tune doesn't run it."""
     can_save: ClassVar[bool]
     can_reset: ClassVar[bool]
 
@@ -100,6 +103,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         self._enter_trial(config, storage)
         try:
             with self._scope("setup took more than"):
+                self._wait_for_gpus(config)
                 super().__init__(config, storage)
         except BaseException:
             self._leave_trial()  # nobody stops an object that was never built
@@ -165,6 +169,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
             self._leave_trial()
             self._enter_trial(new_config, copy.copy(storage))
             with self._scope("reset_config took more than"):  # a copy, since Ray takes the trial's info out of it
+                self._wait_for_gpus(new_config)
                 if super().reset(dict(new_config), storage=copy.copy(storage)):
                     return True
         with suppress(Exception):  # what the trial before raises at its end is in that trial's output
@@ -209,6 +214,12 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         self._folder: str | None = None
         self._unread = None
         self._hung = False
+
+    def _wait_for_gpus(self, config: dict[str, Any]) -> None:
+        """Waits for the memory of the trial's GPUs, which a process that was killed may hold a while longer."""
+        asked = config[TRIAL_INFO].trial_resources
+        gpus = self._context.gpus if asked is None else asked.bundles[0].get("GPU", 0.0)
+        wait_for_own_gpus(gpus, self._context.free_gpu_memory)
 
     def _leave_trial(self) -> None:
         if self._output is not None:
@@ -299,7 +310,13 @@ def bind(trainable: Callable[..., Any] | type, context: TrialContext, timeout_s:
     """
     base = trainable if isinstance(trainable, type) else wrap_function(trainable)
     can_reset = _has(base, "reset_config")
-    known = {"study_context": context, "timeout_s": timeout_s, "can_save": can_save(base), "can_reset": can_reset}
+    known = {
+        "study_context": context,
+        "timeout_s": timeout_s,
+        "own_class": base,
+        "can_save": can_save(base),
+        "can_reset": can_reset,
+    }
     name = getattr(trainable, "__name__", type(trainable).__name__)  # an object that can be called has none
     return type(name, (BoundTrainable, base), known)
 
