@@ -19,7 +19,7 @@ The others stay as they are: `space=digits_mlp` (a file of the group `space`), `
 with a prefix of its own. And `task.args.path=…` becomes `++task.args.path=…`: which constants there are is up to the
 trainable. What is by the names of metrics (`task.metrics`, `task.constraints`, `task.tradeoff`, `task.reference`), of
 hyperparameters (`searcher.grid_points`) or of a sampler's arguments (`searcher.settings`) replaces, too, as in
-`task.metrics=null task.metrics={…}`, and takes new names.
+`task.metrics=null task.metrics={…}`, and takes new names. `store.root` of a URI with options is put in quotes.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ def _lines_of_task(line: str) -> list[str]:
         return [f"++{line}"]
     if key in _BY_NAME and value.lstrip().startswith(("{", "[")):
         return [f"{key}=null", line]
+    if key == "store.root" and "?" in value and not value.startswith(("'", '"')):
+        return [f'{key}="{value}"']
     return [f"++{line}"] if key.startswith(tuple(f"{name}." for name in _BY_NAME)) else [line]
 
 

@@ -12,6 +12,7 @@ from hpo_ray.resources import Resources
 
 if TYPE_CHECKING:
     from hpo_ray.executors.internals import StudyStorage
+    from hpo_ray.location import Location
 
 
 class Executor(ABC):
@@ -54,15 +55,19 @@ class Executor(ABC):
             trial_timeout_s: seconds of the same clock without a report after which a trial has failed.
         """
 
-    def storage(self, folder: Path, trackers: bool) -> StudyStorage:
+    def storage(self, folder: Path, trackers: bool, location: Location | None = None) -> StudyStorage:
         """Where Ray's controller and trainables keep what they save.
 
         Args:
             folder: the study's folder.
             trackers: whether there are callbacks, which may write into the trials' folders.
+            location: the study's folder on an object store, which then holds its checkpoints.
         """
         from hpo_ray.executors.internals import StudyStorage
+        from hpo_ray.executors.remote import RemoteStorage
 
+        if location is not None:
+            return RemoteStorage(location, folder)
         return StudyStorage(str(folder.parent), folder.name)
 
     def clock(self, since: float = 0.0) -> Callable[[], float]:
