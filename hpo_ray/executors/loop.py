@@ -175,8 +175,9 @@ def _run(
         if ended == "finished" and state.best is None:
             raise StudyError(_no_value(state, study.draft))
     except Exception as error:  # whatever it is, the log says that the study failed, and why
-        failure = find_outage(error) or error
-        failure = DiskFull(folder) if is_full(failure) and not isinstance(failure, StudyError) else failure
+        failure = DiskFull(folder) if is_full(error) and not isinstance(error, StudyError) else error
+        if outage := find_outage(error):
+            failure = outage.advised(folder)
         failures.append(failure)
         ended, reason = "interrupted" if isinstance(failure, DiskFull | StoreDown) else "failed", str(failure)
     finally:
@@ -273,7 +274,8 @@ def _noting_failures(folder: Path, location: Location | None, failures: list[Exc
         if is_full(error):
             failures.append(DiskFull(folder))
         elif location is not None:
-            failures.append(error if isinstance(error, StoreDown) else StoreDown.of(location, error))
+            outage = error if isinstance(error, StoreDown) else StoreDown.of(location, error)
+            failures.append(outage.advised(folder))
         else:
             raise
 

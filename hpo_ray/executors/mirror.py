@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from types import TracebackType
 
 from hpo_ray.events import FILE_NAME
@@ -26,7 +26,8 @@ EVERY_S = 5.0
 """Seconds between two copies; more for a log that takes long."""
 _SHARE = 4
 """A copy that has taken so long is followed by so many times its length without one."""
-_NOT_AGAIN_S = 1.0
+_LEAST_S = 2.0
+"""How long the end waits for a copy that is under way, in any case."""
 _FEW = 8
 """Of more trials than that what is there is asked for at once."""
 TRIALS = "trials"
@@ -64,7 +65,7 @@ class Mirror:
                 self._sent.update(dict.fromkeys(f"{name}/{path}".rstrip("/") for path in below))
             self.copy()
         except OSError as error:
-            raise StoreDown.of(self.location, error) from error
+            raise StoreDown.of(self.location, error).advised(self.folder) from error
         self._thread.start()
         return self
 
@@ -74,23 +75,20 @@ class Mirror:
         self._closing.set()
         if kind is not None and not issubclass(kind, Exception):
             return
-        patience_s = _NOT_AGAIN_S if isinstance(error, StoreDown) else PATIENCE_S  # it was waited for already
-        until, failure = time.monotonic() + patience_s, OSError("no answer")
-        self._thread.join(patience_s)
+        patience_s = 0.0 if isinstance(error, StoreDown) else PATIENCE_S  # it was waited for already
+        until, failure = monotonic() + patience_s, OSError("no answer")
+        self._thread.join(max(patience_s, _LEAST_S))
         while not self._thread.is_alive():
             try:
                 self.copy()
                 return
             except OSError as raised:
                 failure = raised
-            if time.monotonic() + EVERY_S > until:
+            if monotonic() + EVERY_S > until:
                 break
-            time.sleep(EVERY_S)
+            sleep(EVERY_S)
         if error is None:
-            raise StoreDown(
-                f"{StoreDown.of(self.location, failure)}. The study has ended, and {self.folder} is whole; "
-                f"`python -m hpo_ray resume {self.folder}` copies what {self.location} lacks"
-            ) from failure
+            raise StoreDown.of(self.location, failure).advised(self.folder) from failure
 
     def copy(self) -> None:
         """Copies what has changed, and then removes what the log doesn't need.
@@ -137,12 +135,12 @@ class Mirror:
     def _copy_again_and_again(self) -> None:
         pause = EVERY_S
         while not self._closing.wait(pause):
-            started = time.monotonic()
+            started = monotonic()
             try:
                 self.copy()
             except OSError:
                 pass  # it is tried again
-            pause = max(EVERY_S, _SHARE * (time.monotonic() - started))
+            pause = max(EVERY_S, _SHARE * (monotonic() - started))
 
     def _copy_log(self) -> None:
         data = (self.folder / FILE_NAME).read_bytes()

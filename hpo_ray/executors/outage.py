@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
 from typing import TypeVar
 
 from hpo_ray.errors import StudyError
@@ -26,6 +27,10 @@ class StoreDown(StudyError):
         """Of a store that doesn't answer."""
         return cls(f"store.root={location.parent}: can't be reached: {reason(error)}")
 
+    def advised(self, folder: Path) -> StoreDown:
+        """The same, and what to do about it; `folder` is the study's, here."""
+        return StoreDown(f"{self}. {folder} is whole: go on with `python -m hpo_ray resume {folder}`")
+
 
 def insist(action: Callable[[], T], location: Location, patience_s: float | None = None) -> T:
     """What an action gives; one that fails because of the store is tried again.
@@ -40,7 +45,7 @@ def insist(action: Callable[[], T], location: Location, patience_s: float | None
         FileNotFoundError: what it asks for isn't there.
         OSError: the disk here is full.
     """
-    until, pause = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s), _FIRST_PAUSE_S
+    until, pause = monotonic() + (PATIENCE_S if patience_s is None else patience_s), _FIRST_PAUSE_S
     while True:
         try:
             return action()
@@ -49,9 +54,9 @@ def insist(action: Callable[[], T], location: Location, patience_s: float | None
         except OSError as error:
             if is_full(error):
                 raise
-            if time.monotonic() + pause > until:
+            if monotonic() + pause > until:
                 raise StoreDown.of(location, error) from error
-        time.sleep(pause)
+        sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
