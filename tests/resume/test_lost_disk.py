@@ -103,6 +103,7 @@ def test_a_study_that_loses_its_disk_comes_to_what_it_would_have(
     check_resumes(undisturbed, result)
     assert result.best is not None and checkpoints(memory) == {result.best.checkpoint}, "nothing is left lying about"
     assert (result.path / "best" / "checkpoint").is_dir()
+    assert not [event for event in read(result.path / FILE_NAME) if "is gone" in str(getattr(event, "error", ""))]
 
 
 def test_on_a_server(folder: Path, store: Location, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +137,15 @@ def test_the_longer_log_counts(folder: Path, memory: Location) -> None:
     assert main(["resume", str(memory.join("s"))]) == 0
     assert memory.join("s", FILE_NAME).read() == data
     check_same_events(whole, load_study(study))
+
+
+def test_what_was_to_be_removed_when_the_driver_died_goes(folder: Path, memory: Location) -> None:
+    study = finished(folder, memory)
+    kept = memory.join("s", "trials").files()
+    for number in range(5):
+        memory.join("s", f"trials/{number}/checkpoint_000077/weights").write(b"x")
+    assert main(["resume", str(study)]) == 0
+    assert memory.join("s", "trials").files() == kept
 
 
 def test_logs_that_have_gone_different_ways(folder: Path, memory: Location) -> None:
