@@ -178,7 +178,9 @@ def test_a_study_stays_where_it_is(
     finished(folder, memory)
     assert main(["resume", path, typed]) == 2
     assert f"{typed}: a study keeps what it is; here store.root is memory://studies" in capsys.readouterr().err
-    assert main(["resume", path, "store=none", "store.root=memory://studies"]) == 0, "that is so already"
+    assert main(["resume", path, "store=none", "store.root=memory://studies", "budget.trials=8"]) == 0
+    assert "root: memory://studies\n" in (folder / "outputs/s/config.yaml").read_text()
+    assert memory.join("s", FILE_NAME).read() == (folder / "outputs/s" / FILE_NAME).read_bytes()
 
 
 def test_a_study_that_was_copied_to_another_store_goes_on_there(folder: Path, memory: Location) -> None:
