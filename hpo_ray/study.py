@@ -24,6 +24,7 @@ from hpo_ray.clusters.base import Cluster, Local, Remote
 from hpo_ray.config import nearest, to_plain
 from hpo_ray.domains import Fixed
 from hpo_ray.errors import ConfigError
+from hpo_ray.location import Location
 from hpo_ray.resources import Resources
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
@@ -93,7 +94,6 @@ class Draft:
         settings: how a differentiable task is trained; None where a task's own code says so.
         resources: what one trial gets.
         cluster: where the study's processes run.
-        remote: the URI of the object store that studies lie in; None where they lie in `root`.
     """
 
     config: Mapping[str, Any]
@@ -109,7 +109,6 @@ class Draft:
     ladder: Ladder
     resources: Resources
     cluster: Cluster
-    remote: str | None = None
     grid_size: int | None = None
     settings: Hypergradient | None = None
 
@@ -124,28 +123,34 @@ class Draft:
         executor = self.config["executor"]
         return int(executor.get("workers", 0)) if str(executor["_target_"]).endswith(".SimulatedExecutor") else 0
 
+    @property
+    def location(self) -> Location | None:
+        """The object store that studies are copied to, and that holds their checkpoints; None for the disk alone."""
+        root = self.config["store"].get("root")  # a study that is older than the key
+        return None if root is None else Location.of(root)
+
     def free_name(self) -> str:
-        """The name that was given, or `<task>-<method>-<n>` with the next free n.
+        """The name that was given, or `<task>-<method>-<n>` with the next free n, on the disk and in the object store.
 
         Raises:
-            ConfigError: a study of the name that was given is there already.
+            ConfigError: a study of the name that was given is there already, or the store can't be reached.
         """
+        taken = {path.name: str(path) for path in (self.root.iterdir() if self.root.is_dir() else ())}
+        if (location := self.location) is not None:
+            with location.explained():
+                taken.update((name, str(location.join(name))) for name in location.hurried().names())
         if self.name is not None:
-            if (self.root / self.name).exists():
+            if (place := taken.get(self.name)) is not None:
                 raise ConfigError(
-                    f"study.name={self.name}: {self.root / self.name} is there already. To go on with it: "
-                    f"`python -m hpo_ray resume {self.root / self.name}`; otherwise choose another name or root, or "
+                    f"study.name={self.name}: {place} is there already. To go on with it: "
+                    f"`python -m hpo_ray resume {place}`; otherwise choose another name or root, or "
                     f"leave study.name out to get the next free one",
                     key="study.name",
                 )
             return self.name
         prefix = f"{self.task.name}-{self.method}-"
-        taken = [
-            int(path.name[len(prefix) :])
-            for path in (self.root.iterdir() if self.root.is_dir() else ())
-            if path.name.startswith(prefix) and path.name[len(prefix) :].isdigit()
-        ]
-        return f"{prefix}{max(taken, default=0) + 1}"
+        ends = [name[len(prefix) :] for name in taken if name.startswith(prefix)]
+        return f"{prefix}{max((int(end) for end in ends if end.isdigit()), default=0) + 1}"
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,8 @@ def draft(config: DictConfig) -> Draft:
     _check_count("seed", plain["seed"], least=0)
     if plain["store"]["project"] and plain["store"]["url"] is not None:
         check_url(plain["store"]["url"])
+    if plain["store"].get("root") is not None:
+        Location.of(plain["store"]["root"])  # looks at its text
     budget = _budget(plain["budget"])
     space = space_of(plain)
     if not len(space):

@@ -44,7 +44,7 @@ def submission_of(
         return cluster, _resumed(path, rest, flags, config_dir)
     draft = _checked(verb, rest, config_dir, config_name)
     root, variables = draft.root, {}
-    if draft.remote is None and not root.is_absolute():
+    if draft.location is None and not root.is_absolute():
         root = root.resolve()
         rest = [*(word for word in rest if not word.startswith(("study.root=", "store.root="))), f"study.root={root}"]
         if cluster.shares_folders and not render:
@@ -54,7 +54,7 @@ def submission_of(
     return cluster, Submission(
         name=draft.name or f"{draft.task.name}-{draft.method}",
         arguments=(*([] if verb == "run" else [verb]), *flags, *rest),
-        root=draft.remote or str(root),
+        root=str(draft.location or root),
         resources=draft.resources,
         drives=_drives(draft),
         concurrency=draft.budget.concurrency,
