@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hpo_ray.clusters.base import SEEN
 from hpo_ray.commands import python, resume_command, short
 from hpo_ray.errors import ConfigError, HpoRayError
+from hpo_ray.location import is_uri
 
 if TYPE_CHECKING:
     from hpo_ray.results import StudyResult, StudyState
@@ -31,12 +32,15 @@ Tunes hyperparameters with Ray Tune. One command per method, one override to cha
 verbs
   run (default)   tune:               python -m hpo_ray method=hyperband task=digits_mlp
   resume          go on:              python -m hpo_ray resume outputs/NAME [budget.trials=100]
+                  or s3://bucket/prefix/NAME, on another machine
   plan [--json]   what run would do:  python -m hpo_ray plan method=hyperband scheduler.max_resource=81
   submit          the same on a cluster:  python -m hpo_ray submit cluster=ray_job cluster.address=http://HOST:8265
                   [run|resume|compare], --detach doesn't follow it, --render prints what would be sent
   compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
   report [PATH]   a study again, or those of a folder:  python -m hpo_ray report outputs/digits_mlp-hyperband-1
                   --rebuild-store writes their Optuna storage anew from the logs
+  fetch           bring a study's folder here:  python -m hpo_ray fetch s3://bucket/prefix/NAME [INTO] [--all]
+                  --all: with the checkpoints of its trials, and not of the best only
   list            what there is: methods, tasks, searchers, schedulers, studies
 
 your own training code, a function or class of Ray Tune:
@@ -51,6 +55,7 @@ keys (python -m hpo_ray --cfg job prints all of them)
   task.metric= task.mode= task.max_resource= task.args.NAME=
   scheduler.max_resource= scheduler.min_resource= scheduler.eta=
   budget.trials= budget.rounds= budget.time_s= budget.target= budget.concurrency=
+  store.root=                    a folder that all nodes see, or an object store: s3://bucket/prefix
   store=none store.url=          no Optuna storage, or a database instead of study.root/hpo_ray.journal
   study.name= study.root=outputs view=auto|live|plain|none (none: prints nothing at all)
 
@@ -131,19 +136,23 @@ def _run(typed: list[str]) -> int:
 def _resume(typed: list[str]) -> int:
     parser = _parser("resume")
     options = parser.parse_intermixed_args(typed)
-    path = options.overrides.pop(0) if options.overrides and "=" not in options.overrides[0] else None
+    first = options.overrides[0] if options.overrides else "="
+    path = options.overrides.pop(0) if is_uri(first) or "=" not in first else None
     if path is None:
         raise ConfigError("resume: which study? `python -m hpo_ray resume outputs/NAME`; `list` tells the names")
     _check_overrides(options.overrides)
     from hpo_ray.resume import reopen
     from hpo_ray.view import spent
 
-    study = reopen(path, options.overrides, options.config_dir)
+    roots = [word for word in options.overrides if word.startswith("study.root=") and is_uri(path)]
+    changes = [word for word in options.overrides if word not in roots]
+    root = roots[-1].partition("=")[2] if roots else "outputs"
+    study = reopen(path, changes, options.config_dir, root)
     quiet = study.draft.config["view"] == "none"
     if study.done:
         from hpo_ray.executors.loop import complete
 
-        complete(study.folder)
+        complete(study.folder, study.draft)
         if not quiet:
             print(f"{study.folder.name} has finished: {study.done}. To go on give it more, for example budget.trials=")
         return 0
@@ -323,7 +332,7 @@ def _report(typed: list[str]) -> int:
     parser = _parser("report")
     parser.add_argument("--rebuild-store", action="store_true")
     options = parser.parse_intermixed_args(typed)
-    paths = [word for word in options.overrides if "=" not in word and not word.startswith("~")]
+    paths = [w for w in options.overrides if is_uri(w) or ("=" not in w and not w.startswith("~"))]
     overrides = [word for word in options.overrides if word not in paths]
     if len(paths) > 1:
         raise ConfigError(f"report {' '.join(paths)}: takes one study's folder, or one folder with studies in it")
@@ -331,6 +340,8 @@ def _report(typed: list[str]) -> int:
     from hpo_ray.events import FILE_NAME
 
     config = load(overrides, options.config_dir, options.config_name)
+    if paths and is_uri(paths[0]):
+        raise ConfigError(f"report {paths[0]}: bring it here first: python -m hpo_ray fetch {shlex.quote(paths[0])}")
     path = Path(paths[0] if paths else config.study.root)
     if not path.is_dir():
         raise ConfigError(f"report {path}: no such folder", key="study.root")
@@ -343,6 +354,31 @@ def _report(typed: list[str]) -> int:
     else:
         _print_studies(path)
     return 0
+
+
+def _fetch(typed: list[str]) -> int:
+    parser = _parser("fetch")
+    parser.add_argument("--all", action="store_true")
+    options = parser.parse_intermixed_args(typed)
+    words = options.overrides
+    if not 1 <= len(words) <= 2:
+        raise ConfigError("fetch: takes a study's URI or folder, and the folder to put it in: fetch SOURCE [INTO]")
+    from hpo_ray.best import CHECKPOINT_FOLDER
+    from hpo_ray.fetching import fetch
+    from hpo_ray.results import BEST_FOLDER
+
+    folder, size = fetch(words[0], Path(words[1] if len(words) > 1 else "outputs"), options.all)
+    left = "" if options.all else ", without the checkpoints of trials (--all)"
+    print(f"{short(folder)}: {size / 1e6:.1f} MB{left}")
+    if (folder / BEST_FOLDER / CHECKPOINT_FOLDER).is_dir():
+        print(f"load it    {_load_command(folder)}")
+    return 0
+
+
+def _load_command(folder: Path) -> str:
+    """What loads the best trial of a study."""
+    code = f'import hpo_ray; best = hpo_ray.load_best("{short(folder)}")'
+    return shlex.join([python(), "-c", code])
 
 
 def _print_report(folder: Path) -> None:
@@ -389,6 +425,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "submit": _submit,
     "compare": _compare,
     "report": _report,
+    "fetch": _fetch,
     "list": _list,
 }
 
@@ -495,8 +532,7 @@ def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     lines.append(f"all of it  {folder}")
     checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
     if checkpoint.is_dir():
-        code = f'import hpo_ray; best = hpo_ray.load_best("{folder}")'
-        lines.append(f"load it    {shlex.join([python(), '-c', code])}")
+        lines.append(f"load it    {_load_command(result.path)}")
     return "\n".join([*lines, *store, *go_on])
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import OmegaConf
 
 from hpo_ray.errors import StudyError
+from hpo_ray.location import Location, is_uri
 from hpo_ray.results import BEST_FOLDER, write_whole
 from hpo_ray.store.urls import password_free
 from hpo_ray.study import bound_trainable, space_of
@@ -27,15 +28,21 @@ CHECKPOINT_FOLDER = "checkpoint"
 BEST_FILE = "best.json"
 
 
-def save_best(folder: Path, best: TrialRecord) -> bool:
+def save_best(folder: Path, best: TrialRecord, location: Location | None = None) -> bool:
     """Copies the best trial's configuration and last checkpoint to `best/`; whether there was a checkpoint.
 
     Args:
         folder: the study's folder.
         best: its best trial.
+        location: the study's folder on an object store, where that holds its checkpoints.
+
+    Raises:
+        OSError: there is no room, or the store can't be reached. What was in `best/` is as it was.
     """
     target, aside = folder / BEST_FOLDER, folder / f".{BEST_FOLDER}.{os.getpid()}"
-    saved = best.checkpoint is not None and (folder / best.checkpoint).is_dir()
+    remote = None if location is None or best.checkpoint is None else location.join(best.checkpoint)
+    there = folder / str(best.checkpoint)
+    saved = best.checkpoint is not None and (there.is_dir() if remote is None else bool(remote.names()))
     content = {
         "trial_id": best.trial_id,
         "number": best.number,
@@ -47,8 +54,10 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
     }
     try:
         aside.mkdir()
-        if saved:
-            shutil.copytree(folder / str(best.checkpoint), aside / CHECKPOINT_FOLDER, copy_function=_link)
+        if saved and remote is not None:
+            remote.download(aside / CHECKPOINT_FOLDER)
+        elif saved:
+            shutil.copytree(there, aside / CHECKPOINT_FOLDER, copy_function=_link)
         (aside / BEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
@@ -56,6 +65,14 @@ def save_best(folder: Path, best: TrialRecord) -> bool:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return saved
+
+
+def holds_best(folder: Path, best: TrialRecord) -> bool:
+    """Whether `best/` is that of this trial."""
+    try:
+        return bool(_best(folder)["trial_id"] == best.trial_id)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _link(source: str, target: str) -> None:
@@ -102,6 +119,8 @@ def load_best(path: str | Path) -> Trainable | Checkpoint:
     """
     from ray.tune import Checkpoint
 
+    if is_uri(str(path)):
+        raise StudyError(f"{path}: bring it here first: python -m hpo_ray fetch '{path}'")
     folder = Path(path)
     checkpoint = folder / BEST_FOLDER / CHECKPOINT_FOLDER
     try:

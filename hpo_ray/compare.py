@@ -163,6 +163,12 @@ def parse(overrides: Sequence[str], config_dir: str | None = None, config_name: 
         resource = trainings * max(entry.draft.max_resource for entry in drafted)
         drafted = [_entry(label, [*shared, f"budget.resource={resource}"], config_dir, config_name) for label in labels]
     first = drafted[0].draft
+    if first.location is not None:
+        raise ConfigError(
+            f"store.root={first.location}: a comparison has its studies in a folder; leave it out, or name one that "
+            f"all nodes see",
+            key="store.root",
+        )
     for entry in drafted:
         _check_comparable(drafted[0], entry)
     return Comparison(tuple(shared), tuple(drafted), seeds, first.root, first.name, config_dir, config_name)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hpo_ray.errors import ConfigError
+from hpo_ray.location import is_uri
 from hpo_ray.overrides import rewrite, without
 
 
@@ -207,6 +208,7 @@ def load(overrides: Sequence[str] = (), config_dir: str | None = None, config_na
             )
         _name_by_parts(config, overrides)
         _first_metric(config, overrides)
+        _settle_root(config)
         return config
     except MissingConfigException as error:
         folders = search_path(config_dir, config_name)
@@ -399,6 +401,13 @@ def _first_metric(config: DictConfig, overrides: Sequence[str]) -> None:
                 key="task.mode",
             )
         config.task.mode = mode
+
+
+def _settle_root(config: DictConfig) -> None:
+    """`store.root` that is a folder is the one that studies lie in; a URI stays what it is."""
+    root = config.store.root
+    if root is not None and not is_uri(root):
+        config.study.root, config.store.root = root.removeprefix("file://"), None
 
 
 def _key(override: str) -> str:

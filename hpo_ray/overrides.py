@@ -20,7 +20,8 @@ with a prefix of its own. And `task.args.path=…` becomes `++task.args.path=…
 trainable. What is by the names of metrics (`task.metrics`, `task.constraints`, `task.tradeoff`, `task.reference`), of
 hyperparameters (`searcher.grid_points`), of a sampler's arguments (`searcher.settings`), or of labels, variables and
 whatever else a cluster has names for (`resources.labels`, `cluster.runtime_env.env_vars`, …) replaces, too, as in
-`task.metrics=null task.metrics={…}`, and takes new names.
+`task.metrics=null task.metrics={…}`, and takes new names. `store.root` of a URI with options is put in
+quotes.
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ def _lines_of_task(line: str) -> list[str]:
         return [f"++{line}"]
     if key in _BY_NAME and value.lstrip().startswith(("{", "[")):
         return [f"{key}=null", line]
+    if key == "store.root" and "?" in value and not value.startswith(("'", '"')):
+        return [f'{key}="{value}"']
     return [f"++{line}"] if key.startswith(tuple(f"{name}." for name in _BY_NAME)) else [line]
 
 

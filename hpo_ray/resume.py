@@ -19,6 +19,8 @@ from hpo_ray.compare import FILE as COMPARISON_FILE
 from hpo_ray.config import groups, load_again
 from hpo_ray.errors import ConfigError
 from hpo_ray.events import FILE_NAME, Event, LogError, StudyResumed, StudyStarted, parse, whole
+from hpo_ray.fetching import bring
+from hpo_ray.location import Location, is_uri
 from hpo_ray.results import StudyState, fold
 from hpo_ray.study import NAME, Draft, draft, versions
 
@@ -45,23 +47,40 @@ class Reopened:
     changed: tuple[tuple[str, str, str], ...]
 
 
-def reopen(path: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> Reopened:
-    """Reads a study that is to go on, and changes nothing.
+def reopen(
+    path: str, overrides: Sequence[str] = (), config_dir: str | None = None, root: str | Path = "outputs"
+) -> Reopened:
+    """Reads a study that is to go on, and changes nothing but one thing.
+
+    The folder of a study on an object store is brought up to what lies there, and made if it isn't here.
 
     Args:
-        path: its folder.
+        path: its folder, or its URI.
         overrides: what changes, as typed: of the sections in `MAY_CHANGE`; `budget.*` may only grow.
         config_dir: a folder with choices of the user's own.
+        root: the folder that the study of a URI lies in.
 
     Raises:
-        ConfigError: there is no study, or a change is one that makes it another.
+        ConfigError: there is no study, or a change is one that makes it another, or its store can't be reached.
         LogError: its log is damaged.
     """
-    folder = _study_folder(path)
-    saved = _saved_config(folder)
+    if is_uri(path):
+        location = Location.of(path)
+        folder = Path(root, location.name).resolve()
+        bring(location, folder)
+        saved = _saved_config(folder)
+        saved["store"]["root"] = str(location.parent)  # it may have been copied elsewhere
+    else:
+        folder = _study_folder(path)
+        saved = _saved_config(folder)
+        if (uri := saved["store"].get("root")) is not None:
+            bring(Location.of(uri).join(folder.name), folder)
+            saved = _saved_config(folder)
     events = _events(folder)
     state = fold(events)
-    again = draft(load_again(saved, _allowed(saved, overrides, config_dir), config_dir))
+    config = load_again(saved, _allowed(saved, overrides, config_dir), config_dir)
+    config.store.root = saved["store"].get("root")  # whatever `store=none` says
+    again = draft(config)
     before = draft(load_again(saved, (), config_dir))
     if bool(again.virtual_workers) != bool(before.virtual_workers):
         raise ConfigError(
@@ -146,7 +165,7 @@ def _allowed(saved: Mapping[str, Any], overrides: Sequence[str], config_dir: str
     kept = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key.partition(".")[0] in MAY_CHANGE:
+        if key.partition(".")[0] in MAY_CHANGE and key != "store.root":
             kept.append(override)
             continue
         now = _value(saved, key)

@@ -24,6 +24,7 @@ from hpo_ray.clusters.base import Cluster, Local, Remote
 from hpo_ray.config import nearest, to_plain
 from hpo_ray.domains import Fixed
 from hpo_ray.errors import ConfigError
+from hpo_ray.location import Location
 from hpo_ray.resources import Resources
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
 from hpo_ray.schedulers.fifo import FIFOCore
@@ -93,7 +94,6 @@ class Draft:
         settings: how a differentiable task is trained; None where a task's own code says so.
         resources: what one trial gets.
         cluster: where the study's processes run.
-        remote: the URI of the object store that studies lie in; None where they lie in `root`.
     """
 
     config: Mapping[str, Any]
@@ -109,7 +109,6 @@ class Draft:
     ladder: Ladder
     resources: Resources
     cluster: Cluster
-    remote: str | None = None
     grid_size: int | None = None
     settings: Hypergradient | None = None
 
@@ -124,28 +123,34 @@ class Draft:
         executor = self.config["executor"]
         return int(executor.get("workers", 0)) if str(executor["_target_"]).endswith(".SimulatedExecutor") else 0
 
+    @property
+    def location(self) -> Location | None:
+        """The object store that studies are copied to, and that holds their checkpoints; None for the disk alone."""
+        root = self.config["store"].get("root")  # a study that is older than the key
+        return None if root is None else Location.of(root)
+
     def free_name(self) -> str:
-        """The name that was given, or `<task>-<method>-<n>` with the next free n.
+        """The name that was given, or `<task>-<method>-<n>` with the next free n, on the disk and in the object store.
 
         Raises:
-            ConfigError: a study of the name that was given is there already.
+            ConfigError: a study of the name that was given is there already, or the store can't be reached.
         """
+        taken = {path.name: str(path) for path in (self.root.iterdir() if self.root.is_dir() else ())}
+        if (location := self.location) is not None:
+            with location.explained():
+                taken.update((name, str(location.join(name))) for name in location.hurried().names())
         if self.name is not None:
-            if (self.root / self.name).exists():
+            if (place := taken.get(self.name)) is not None:
                 raise ConfigError(
-                    f"study.name={self.name}: {self.root / self.name} is there already. To go on with it: "
-                    f"`python -m hpo_ray resume {self.root / self.name}`; otherwise choose another name or root, or "
+                    f"study.name={self.name}: {place} is there already. To go on with it: "
+                    f"`python -m hpo_ray resume {place}`; otherwise choose another name or root, or "
                     f"leave study.name out to get the next free one",
                     key="study.name",
                 )
             return self.name
         prefix = f"{self.task.name}-{self.method}-"
-        taken = [
-            int(path.name[len(prefix) :])
-            for path in (self.root.iterdir() if self.root.is_dir() else ())
-            if path.name.startswith(prefix) and path.name[len(prefix) :].isdigit()
-        ]
-        return f"{prefix}{max(taken, default=0) + 1}"
+        ends = [name[len(prefix) :] for name in taken if name.startswith(prefix)]
+        return f"{prefix}{max((int(end) for end in ends if end.isdigit()), default=0) + 1}"
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,12 @@ def draft(config: DictConfig) -> Draft:
             key="trainable.precision",
         )
     resources = Resources.of(plain["resources"])
+    executor = str(plain["executor"]["_target_"]).rpartition(".")[2]
+    if resources.workers > 1 and executor in ("InProcessExecutor", "SimulatedExecutor"):
+        raise ConfigError(
+            f"resources.workers={resources.workers}: {executor} runs each trial in this one process; use executor=ray",
+            key="resources.workers",
+        )
     cluster: Cluster = make("cluster", plain["cluster"] or {"_target_": "hpo_ray.clusters.Local"})
     for key in ("max_retries", "max_lost_nodes"):
         _check_count(f"failure.{key}", plain["failure"][key], least=0)
@@ -212,6 +223,8 @@ def draft(config: DictConfig) -> Draft:
     _check_count("seed", plain["seed"], least=0)
     if plain["store"]["project"] and plain["store"]["url"] is not None:
         check_url(plain["store"]["url"])
+    if plain["store"].get("root") is not None:
+        Location.of(plain["store"]["root"])  # looks at its text
     budget = _budget(plain["budget"])
     space = space_of(plain)
     if not len(space):
@@ -249,8 +262,8 @@ def build(drafted: Draft) -> Study:
     """Imports the user's code and makes the parts of a study. Starts nothing and writes nothing.
 
     A trainable says by an attribute `fidelities` which of them it follows; one without counts as one unit whatever a
-    step of it is. A trainable class that has a class method `check_study(context)` is asked whether it can do what the
-    study wants.
+    step of it is. One whose trials may have several processes says so by `distributed = True`. A trainable class that
+    has a class method `check_study(context)` is asked whether it can do what the study wants.
 
     Raises:
         ConfigError: something can't be imported, or a part refuses its settings.
@@ -273,6 +286,7 @@ def build(drafted: Draft) -> Study:
             key="task.trainable",
         )
     _check_follows(trainable, task, config["fidelity"]["name"])
+    _check_workers(trainable, drafted)
     resources = drafted.resources
     context = TrialContext(
         study_seed=drafted.seed,
@@ -284,6 +298,9 @@ def build(drafted: Draft) -> Study:
         space=drafted.space,
         fidelity=config["fidelity"]["name"],
         steps_per_unit=config["fidelity"]["steps_per_unit"] or 1,
+        workers=resources.workers,
+        strategy=resources.strategy,
+        free_gpu_memory=resources.free_gpu_memory,
     )
     if hasattr(trainable, "check_study"):
         trainable.check_study(context)
@@ -656,6 +673,26 @@ def _check_follows(trainable: Callable[..., Any] | type, task: Task, fidelity: s
             f'fidelities = ("epochs", "{fidelity}")',
             key="fidelity",
         )
+
+
+def _check_workers(trainable: Callable[..., Any] | type, drafted: Draft) -> None:
+    """Refuses several processes a trial where only the first would do anything, or all would do the same."""
+    workers, gpu, path = drafted.resources.workers, drafted.resources.gpu, drafted.task.trainable
+    if workers == 1 or getattr(trainable, "distributed", False):
+        return
+    if hasattr(trainable, "distributed"):
+        why = (
+            "has a train_epoch of its own. If that takes its share of the data by self.rank and self.world_size, let "
+            "it say so, by an attribute distributed = True; otherwise"
+        )
+    else:
+        why = "trains in one process, as all but a TorchTrainable does;"
+    use = f"resources.workers=1 resources.gpu={workers * gpu:g}" if gpu else "resources.workers=1"
+    raise ConfigError(
+        f"resources.workers={workers}: task.trainable={path} {why} use {use}"
+        + (f" (one process with {workers * gpu:g} GPUs of one node)" if gpu else ""),
+        key="resources.workers",
+    )
 
 
 def _check_initial(initial: Any, space: Space) -> None:

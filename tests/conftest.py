@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from objectstore import CREDENTIALS, Server
+
+from hpo_ray.location import Location
 
 # A user's own module, as `task.trainable=mine.NAME` finds it in the current folder.
 MINE = Path(__file__).parent / "mine.py"
@@ -32,7 +35,7 @@ def ray_cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     temp = tempfile.mkdtemp(prefix="hr", dir="/tmp")
     # The checkout whose tests run, too: another one may be installed.
-    environment = {"env_vars": {"PYTHONPATH": f"{MINE.parent}{os.pathsep}{MINE.parents[1]}"}}
+    environment = {"env_vars": {"PYTHONPATH": f"{MINE.parent}{os.pathsep}{MINE.parents[1]}", **CREDENTIALS}}
     ray.init(
         address="local",
         num_cpus=4,
@@ -47,3 +50,26 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
     shutil.rmtree(temp, ignore_errors=True)
     sys.modules.pop("mine", None)
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        running = Server()
+        yield running
+        running.stop()
+
+
+@pytest.fixture
+def server(_server: Server) -> Server:
+    """An S3-compatible server, which runs."""
+    _server.start()
+    return _server
+
+
+@pytest.fixture
+def store(server: Server) -> Location:
+    """An empty prefix on it."""
+    return server.prefix()

@@ -27,7 +27,7 @@ BAD_INPUT = [
     (["+budget.trails=1"], ["unknown key 'budget.trails'", "nearest: trials"]),
     (["runn"], ["runn: no such verb", "nearest: run"]),
     (["plan", "--jsn"], ["--jsn", "--help"]),
-    (["hyperband"], ["hyperband: no such verb", "run, plan, resume, compare, report, list"]),
+    (["hyperband"], ["hyperband: no such verb", "run, plan, resume, submit, compare, report, fetch, list"]),
     (["plan", "hyperband"], ["hyperband", "key=value"]),
     (["--config-dir", ".", "plan"], ["plan: the verb comes first"]),
     (["~study.name"], ["~study.name"]),

@@ -17,6 +17,7 @@ import ray
 
 from hpo_ray.clusters.base import Attach
 from hpo_ray.errors import ConfigError
+from hpo_ray.location import Location
 from hpo_ray.study import versions
 
 _ANSWER_S = 5.0
@@ -143,12 +144,12 @@ def _said(error: BaseException) -> str:
     return text.rstrip(".")
 
 
-def check_nodes(trainable: Any, root: Path | str) -> None:
+def check_nodes(trainable: Any, root: Path | Location) -> None:
     """Looks at each node: its versions, whether it has the training code, whether it sees where the study will lie.
 
     Args:
         trainable: the user's function or class.
-        root: the folder that studies lie in; as text the URI of an object store.
+        root: the folder that studies lie in, or the object store.
 
     Raises:
         ConfigError: a node differs; the message names it, what it has, and what to set.
@@ -171,16 +172,16 @@ def check_nodes(trainable: Any, root: Path | str) -> None:
             mark = f"{token}-{node['NodeID']}"
             asked[look.options(scheduling_strategy=where).remote(str(root), mark, modules, _MUST_AGREE)] = node, mark
         ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_S)
-        for future, (node, mark) in asked.items():
+        for future, (node, mark) in list(asked.items()):
             _check_node(future, node, root, mark)
+            del asked[future]
     finally:
         ray.cloudpickle.unregister_pickle_by_value(importlib.import_module(probe.__name__))
-        if isinstance(root, Path):
-            for _, mark in asked.values():
-                _took(root / mark)
+        for _, mark in asked.values():  # of those that were not looked at, or refused
+            _took(root, mark)
 
 
-def _check_node(future: Any, node: Mapping[str, Any], root: Path | str, mark: str) -> None:
+def _check_node(future: Any, node: Mapping[str, Any], root: Path | Location, mark: str) -> None:
     name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
     try:
         seen: dict[str, Any] = ray.get(future, timeout=0)
@@ -210,7 +211,7 @@ def _check_node(future: Any, node: Mapping[str, Any], root: Path | str, mark: st
             f"cluster.runtime_env.working_dir=.",
             "cluster.runtime_env.working_dir",
         )
-    if seen["error"] is None and isinstance(root, Path) and not _took(root / mark):
+    if seen["error"] is None and not _took(root, mark):
         seen["error"] = "it wrote a file there that is not here"
     if seen["error"] is not None:
         raise ConfigError(
@@ -228,11 +229,15 @@ def _make(root: Path) -> None:
         raise ConfigError(f"study.root={root}: can't be written: {error.strerror}", "study.root") from None
 
 
-def _took(path: Path) -> bool:
-    """Whether a file was there, which is removed."""
+def _took(root: Path | Location, mark: str) -> bool:
+    """Whether a file that a node wrote is here, too; it is removed."""
     try:
-        path.unlink()
-    except FileNotFoundError:
+        if isinstance(root, Path):
+            (root / mark).unlink()
+        else:
+            root.hurried().join(mark).read()
+            root.hurried().join(mark).unlink()
+    except OSError:
         return False
     return True
 

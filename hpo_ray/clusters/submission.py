@@ -43,14 +43,14 @@ def submission_of(words: Sequence[str], config_dir: str | None, config_name: str
     draft = _checked(verb, rest, config_dir, config_name)
     if not _drives(draft):
         rest = [*rest, "cluster=local"]  # also where the configuration itself says another
-    root, of_here = draft.root, draft.remote is None and not draft.root.is_absolute()
+    root, of_here = draft.root, draft.location is None and not draft.root.is_absolute()
     if of_here:
         root = root.resolve()
         rest = [*(word for word in rest if not word.startswith(("study.root=", "store.root="))), f"study.root={root}"]
     return cluster, Submission(
         name=draft.name or f"{draft.task.name}-{draft.method}",
         arguments=(*([] if verb == "run" else [verb]), *flags, *rest),
-        root=draft.remote or str(root),
+        root=str(draft.location or root),
         resources=draft.resources,
         drives=_drives(draft),
         concurrency=draft.budget.concurrency,

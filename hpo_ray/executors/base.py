@@ -12,6 +12,7 @@ from hpo_ray.clusters.nodes import Request
 
 if TYPE_CHECKING:
     from hpo_ray.executors.internals import StudyStorage
+    from hpo_ray.location import Location
 
 
 class Executor(ABC):
@@ -29,12 +30,12 @@ class Executor(ABC):
             ConfigError: not even one fits; the message says what there is.
         """
 
-    def check(self, trainable: Any, root: Path | str) -> None:
+    def check(self, trainable: Any, root: Path | Location) -> None:
         """Looks whether trials can run where they will, once it is started.
 
         Args:
             trainable: the user's function or class.
-            root: where studies lie: a folder, or as text the URI of an object store.
+            root: where studies lie: a folder, or an object store.
 
         Raises:
             ConfigError: they can't; what `start` started is stopped.
@@ -74,15 +75,19 @@ class Executor(ABC):
             trial_timeout_s: seconds of the same clock without a report after which a trial has failed.
         """
 
-    def storage(self, folder: Path, trackers: bool) -> StudyStorage:
+    def storage(self, folder: Path, trackers: bool, location: Location | None = None) -> StudyStorage:
         """Where Ray's controller and trainables keep what they save.
 
         Args:
             folder: the study's folder.
             trackers: whether there are callbacks, which may write into the trials' folders.
+            location: the study's folder on an object store, which then holds its checkpoints.
         """
         from hpo_ray.executors.internals import StudyStorage
+        from hpo_ray.executors.remote import RemoteStorage
 
+        if location is not None:
+            return RemoteStorage(location, folder)
         return StudyStorage(str(folder.parent), folder.name)
 
     def clock(self, since: float = 0.0) -> Callable[[], float]:

@@ -27,6 +27,7 @@ from hpo_ray.executors.deadline import TrialTimeout, deadline
 from hpo_ray.executors.disk import is_full
 from hpo_ray.executors.internals import (
     MemoryStorage,
+    StudyStorage,
     WatchedCheckpoint,
     abandon_thread,
     empty_save,
@@ -38,6 +39,7 @@ from hpo_ray.executors.internals import (
 )
 from hpo_ray.trainables.checkpoint import UnreadableCheckpoint
 from hpo_ray.trainables.context import TrialContext, use_context
+from hpo_ray.trainables.devices import wait_for_own_gpus
 
 OUTPUT_FILE = "output.log"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -55,14 +57,16 @@ class _OutputFile:
     encoding = "utf-8"
     errors = "replace"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, bring: Callable[[Path], None]) -> None:
+        self.path = path
+        self._bring = bring
         self._file: TextIO | None = None
 
     def write(self, text: str) -> int:
         if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", buffering=1, encoding=self.encoding, errors=self.errors)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._bring(self.path)
+            self._file = self.path.open("a", buffering=1, encoding=self.encoding, errors=self.errors)
         return self._file.write(text)
 
     def flush(self) -> None:
@@ -88,6 +92,8 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     timeout_s: ClassVar[float | None]
     """Seconds after which a call is interrupted."""
     # Said here and not asked when needed: in its actors Ray wraps methods, and then every class seems to have them all.
+    own_class: ClassVar[type]
+    """The user's class, for processes in which Ray Tune doesn't run it."""
     can_save: ClassVar[bool]
     can_reset: ClassVar[bool]
 
@@ -100,6 +106,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         self._enter_trial(config, storage)
         try:
             with self._scope("setup took more than"):
+                self._wait_for_gpus(config)
                 super().__init__(config, storage)
         except BaseException:
             self._leave_trial()  # nobody stops an object that was never built
@@ -122,21 +129,27 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """A checkpoint, written beside its final place; an empty one if the user's class has no `save_checkpoint`."""
         with self._scope("saving took more than"):
-            if not self.can_save:
-                return empty_save(self)
-            if isinstance(self, FunctionTrainable):
-                return super().save(checkpoint_dir)
-            if isinstance(self._storage, MemoryStorage):
-                return self._storage.save(self)
-            aside = self._storage.aside() if checkpoint_dir is None else Path(checkpoint_dir)
             try:
-                return save_class(self, aside, type(self).__name__)
-            except BaseException as error:
-                full = is_full(error, aside)  # before what was written is removed
-                shutil.rmtree(aside, ignore_errors=True)
-                if full:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside)) from error
-                raise
+                return self._save(checkpoint_dir)
+            finally:
+                self._share_output()
+
+    def _save(self, checkpoint_dir: str | None) -> Any:
+        if not self.can_save:
+            return empty_save(self)
+        if isinstance(self, FunctionTrainable):
+            return super().save(checkpoint_dir)
+        if isinstance(self._storage, MemoryStorage):
+            return self._storage.save(self)
+        aside = self._storage.aside() if checkpoint_dir is None else Path(checkpoint_dir)
+        try:
+            return save_class(self, aside, type(self).__name__)
+        except BaseException as error:
+            full = is_full(error, aside)  # before what was written is removed
+            shutil.rmtree(aside, ignore_errors=True)
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside)) from error
+            raise
 
     def restore(self, checkpoint_path: Any) -> Any:
         """Loads a checkpoint, in the trial's scope."""
@@ -145,12 +158,12 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
                 return self._restore_function(checkpoint_path)
             if isinstance(self._storage, MemoryStorage):
                 return self._storage.restore(self, checkpoint_path)
-            return load_class(self, checkpoint_path)
+            return load_class(self, self._brought(checkpoint_path))
 
     def _restore_function(self, saved: Any) -> Any:
         """Hands a function its checkpoint, and looks at what becomes of it."""
         try:
-            restored = super().restore(saved)
+            restored = super().restore(self._brought(saved))
         except ValueError as error:  # Ray's, of a folder that is gone
             raise UnreadableCheckpoint(str(error)) from error
         self._unread = watch_checkpoint()
@@ -165,6 +178,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
             self._leave_trial()
             self._enter_trial(new_config, copy.copy(storage))
             with self._scope("reset_config took more than"):  # a copy, since Ray takes the trial's info out of it
+                self._wait_for_gpus(new_config)
                 if super().reset(dict(new_config), storage=copy.copy(storage)):
                     return True
         with suppress(Exception):  # what the trial before raises at its end is in that trial's output
@@ -205,14 +219,34 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     def _enter_trial(self, config: dict[str, Any], storage: Any) -> None:
         self._context = replace(type(self).study_context, number=int(config[TRIAL_INFO].trial_id))
-        self._output = _OutputFile(Path(storage.trial_fs_path, OUTPUT_FILE)) if storage is not None else None
+        self._place: StudyStorage | None = storage
+        self._output: _OutputFile | None = None
+        if storage is not None:
+            storage.enter()
+            self._output = _OutputFile(Path(storage.trial_working_directory, OUTPUT_FILE), storage.bring_output)
         self._folder: str | None = None
         self._unread = None
         self._hung = False
 
+    def _wait_for_gpus(self, config: dict[str, Any]) -> None:
+        """Waits for the memory of the trial's GPUs, which a process that was killed may hold a while longer."""
+        asked = config[TRIAL_INFO].trial_resources
+        gpus = self._context.gpus if asked is None else asked.bundles[0].get("GPU", 0.0)
+        wait_for_own_gpus(gpus, self._context.free_gpu_memory)
+
     def _leave_trial(self) -> None:
-        if self._output is not None:
+        if self._output is not None and self._place is not None:
             self._output.close()
+            self._share_output()
+            self._place.leave()
+
+    def _share_output(self) -> None:
+        if self._output is not None and self._place is not None:
+            self._place.share_output(self._output.path)
+
+    def _brought(self, saved: Any) -> Any:
+        """What was saved, on this machine's disk."""
+        return saved if self._place is None else self._place.bring(saved)
 
     @contextmanager
     def _scope(self, what: str) -> Iterator[None]:
@@ -239,6 +273,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         """Writes an error into the trial's output."""
         if self._output is not None:
             self._output.write(readable("".join(traceback.format_exception(error))) + "\n")
+            self._share_output()
 
     @contextmanager
     def _own_folder(self) -> Iterator[None]:
@@ -299,7 +334,13 @@ def bind(trainable: Callable[..., Any] | type, context: TrialContext, timeout_s:
     """
     base = trainable if isinstance(trainable, type) else wrap_function(trainable)
     can_reset = _has(base, "reset_config")
-    known = {"study_context": context, "timeout_s": timeout_s, "can_save": can_save(base), "can_reset": can_reset}
+    known = {
+        "study_context": context,
+        "timeout_s": timeout_s,
+        "own_class": base,
+        "can_save": can_save(base),
+        "can_reset": can_reset,
+    }
     name = getattr(trainable, "__name__", type(trainable).__name__)  # an object that can be called has none
     return type(name, (BoundTrainable, base), known)
 

@@ -14,6 +14,7 @@ import ctypes
 import os
 import pickle
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -53,10 +54,12 @@ from ray.tune.result import (
 )
 from ray.tune.trainable import FunctionTrainable, Trainable
 
+from hpo_ray.best import CONFIG_FILE
 from hpo_ray.clusters.nodes import gone
 from hpo_ray.errors import HpoRayError, StudyError
 from hpo_ray.events import sync_to_disk
 from hpo_ray.executors.disk import DiskFull, is_full
+from hpo_ray.executors.outage import StoreDown, find_outage
 from hpo_ray.trainables.checkpoint import Progress, UnreadableCheckpoint, read, write
 
 __all__ = [
@@ -201,6 +204,9 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
     lie in the study's folder at once, and a checkpoint appears whole: it is written aside and renamed.
     """
 
+    kept: int | None = 2
+    """How many checkpoints of a trial Ray leaves; None where it is to remove none."""
+
     def _create_validation_file(self) -> None:
         self.storage_filesystem.create_dir(self.experiment_fs_path)
 
@@ -234,12 +240,45 @@ class StudyStorage(StorageContext):  # type: ignore[misc]  # ray ships no types
 
     def aside(self) -> Path:
         """A folder, beside the trial's checkpoints, to write the next one into."""
-        return Path(self.trial_fs_path, f".saving-{os.getpid()}")
+        return Path(self.trial_working_directory, f".saving-{os.getpid()}")
+
+    def enter(self) -> None:
+        """A trial comes to this process.
+
+        Raises:
+            StoreDown: the study's folder isn't seen here, on another machine, which would make one of its own.
+        """
+        folder = Path(self.experiment_fs_path)
+        if not (folder / CONFIG_FILE).is_file():
+            raise StoreDown(
+                f"{folder}: node {socket.gethostname()} doesn't see this folder of the study. Set store.root to a "
+                f"folder on a file system that all nodes see, or to an object store, s3://bucket/prefix"
+            )
+
+    def leave(self) -> None:
+        """The trial leaves this process."""
+
+    def bring_output(self, path: Path) -> None:
+        """Brings what a trial has printed so far, before it prints more to `path`."""
+
+    def share_output(self, path: Path) -> None:
+        """Puts what a trial has printed to `path` where others see it."""
+
+    def bring(self, saved: Any) -> Any:
+        """What was saved, on this machine's disk."""
+        return saved
+
+    def checkpoint(self, path: str) -> Checkpoint:
+        """The checkpoint of a path as the log has it: relative to the study's folder, or absolute."""
+        return Checkpoint(os.path.join(self.experiment_fs_path, path), self.storage_filesystem)
+
+    def discard(self, checkpoint: Checkpoint) -> None:
+        """Removes a checkpoint of this trial that can't be read; the log says so by now."""
+        if Path(checkpoint.path).parent == Path(self.trial_fs_path):
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
 
     def persist_current_checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
         """Moves a checkpoint that was written `aside` to its place, and copies any other to it."""
-        if not isinstance(self.storage_filesystem, pyarrow.fs.LocalFileSystem):
-            return super().persist_current_checkpoint(checkpoint)
         aside, place = self.aside(), Path(self.checkpoint_fs_path)
         if Path(checkpoint.path) != aside:
             shutil.rmtree(aside, ignore_errors=True)
@@ -320,6 +359,9 @@ class MemoryStorage(StudyStorage):
     folders: bool = False
     scratch: str
     """An empty folder, for the moments in which a trainable writes or reads a checkpoint."""
+
+    def enter(self) -> None:
+        """Nothing: there need not be a folder."""
 
     def persist_current_checkpoint(self, checkpoint: Checkpoint) -> MemoryCheckpoint:
         """Reads the files that a function has reported."""
@@ -685,10 +727,13 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         if trial in self._resetting_trials:
             self._leave_reset(trial)
         cause = getattr(exception, "cause", None) or exception.__cause__  # Ray's, or ours
+        if outage := find_outage(exception):  # as for want of room below
+            self.study_error = outage
+            return
         if isinstance(cause, StudyError):
             self.study_error = cause
         elif is_full(exception):  # no fault of the trial's: it stays as it is, to go on from there
-            self.study_error = DiskFull(trial.storage.experiment_fs_path)
+            self.study_error = DiskFull(trial.storage.experiment_driver_staging_path)
             return
         if isinstance(cause, UnreadableCheckpoint) and isinstance(trial, StudyTrial):
             dropped, taken = trial.drop_checkpoint()
@@ -697,8 +742,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
                 self._go_on(trial, exception)
             else:
                 super()._trial_task_failure(trial, exception)
-            if dropped is not None and Path(dropped.checkpoint.path).parent == Path(trial.storage.trial_fs_path):
-                shutil.rmtree(dropped.checkpoint.path, ignore_errors=True)  # the log says so by now
+            if dropped is not None:
+                trial.storage.discard(dropped.checkpoint)
             return
         if isinstance(trial, StudyTrial) and not self._in_process and trial.lost_nodes < self.max_lost_nodes:
             if lost := lost_node(exception, trial.node_ip):
@@ -862,10 +907,13 @@ class StudyTrial(Trial):  # type: ignore[misc]  # ray ships no types
 
     def on_checkpoint(self, checkpoint_result: _TrainingResult) -> None:
         """Notes a checkpoint; of those in memory the last one only, since none of them can be damaged."""
+        manager = self.run_metadata.checkpoint_manager
         if isinstance(checkpoint_result.checkpoint, MemoryCheckpoint):
-            self.run_metadata.checkpoint_manager._latest_checkpoint_result = checkpoint_result
-        else:
-            super().on_checkpoint(checkpoint_result)
+            manager._latest_checkpoint_result = checkpoint_result
+            return
+        super().on_checkpoint(checkpoint_result)
+        if self.storage.kept is None:
+            manager._checkpoint_results = manager._checkpoint_results[-2:]
 
     def __str__(self) -> str:
         """The id: Ray puts trials into messages that nobody reads, several times a step."""
@@ -928,7 +976,7 @@ def new_trial(
         evaluated_params=config,
         experiment_tag=trial_id,
         placement_group_factory=resources,
-        checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_at_end=checkpoint_at_end),
+        checkpoint_config=CheckpointConfig(num_to_keep=storage.kept, checkpoint_at_end=checkpoint_at_end),
         max_failures=max_failures,
     )
     trial.trainable = trainable
@@ -941,13 +989,14 @@ def restore_trial(trial: Trial, checkpoints: Sequence[tuple[str, dict[str, Any]]
 
     Args:
         trial: a new one.
-        checkpoints: (path, what was reported there) of those that it has, the last one last.
+        checkpoints: (path as in the log, what was reported there) of those that it has, the last one last.
         paused: whether it waits for its scheduler.
         failures: how often it has been tried again.
     """
     manager = trial.run_metadata.checkpoint_manager
     for path, metrics in checkpoints:
-        manager.register_checkpoint(_TrainingResult(Checkpoint(path), {**metrics, TRIAL_ID: trial.trial_id}))
+        saved = _TrainingResult(trial.storage.checkpoint(path), {**metrics, TRIAL_ID: trial.trial_id})
+        manager.register_checkpoint(saved)
         trial.run_metadata.last_result = dict(manager.latest_checkpoint_result.metrics)
         # The names of checkpoints count on from here: one that is on record is never written over.
         trial.storage.current_checkpoint_index = int(Path(path).name.rpartition("_")[2])

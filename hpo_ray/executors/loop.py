@@ -6,14 +6,14 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.tune import PlacementGroupFactory, register_trainable
 
-from hpo_ray.best import save_best, save_config, test_best
+from hpo_ray.best import holds_best, save_best, save_config, test_best
 from hpo_ray.clusters.nodes import Request
 from hpo_ray.commands import resume_command
 from hpo_ray.errors import ConfigError, StudyError
@@ -21,11 +21,15 @@ from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed,
 from hpo_ray.executors.binding import bind, can_save, own_request
 from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Controller, check_ray
+from hpo_ray.executors.keeper import Checkpoints, Disk, Keeper
+from hpo_ray.executors.mirror import Mirror
+from hpo_ray.executors.outage import StoreDown, find_outage, insist
 from hpo_ray.executors.recorder import CheckpointRecorder, Recorder
 from hpo_ray.executors.resuming import RepeatedLog, check_resumable, cut_off, feed, goes_on_at, take_up
 from hpo_ray.executors.signals import Interrupted, Signals, signals_of
 from hpo_ray.executors.source import TrialSource
-from hpo_ray.results import BEST_FOLDER, RESULT_FILE, StudyResult, StudyState, fold, load_study
+from hpo_ray.location import Location
+from hpo_ray.results import RESULT_FILE, StudyResult, StudyState, fold, load_study
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.store.projection import Projection
@@ -50,6 +54,9 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
         StudyError: the study could not go on. Its log and results are written all the same.
     """
     check_ray()
+    location = study.draft.location
+    if location is not None:
+        location.check()
     if folder is None:
         study.draft.free_name()  # a name that is taken is better known before a cluster is started
     else:
@@ -59,7 +66,7 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
     with signals_of(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
         signals.listen()
-        study.executor.check(study.trainable, Path(study.draft.root).resolve())
+        study.executor.check(study.trainable, location or Path(study.draft.root).resolve())
         try:
             concurrency = _at_a_time(study, capacity)
             home = folder or _make_folder(study.draft)
@@ -70,8 +77,10 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
                     repair(log.path)
                     save_config(home, study.draft.config)  # its budget may have grown
                 events = read(log.path) if log.path.stat().st_size else []
-                with Projection(home, study.draft.space, Store.of(study.draft.config)) as projection:
-                    this = _Run(study, trainable, home, resources, concurrency)
+                mirror = None if location is None else Mirror(home, location.join(home.name))
+                store = Store.of(study.draft.config)
+                with mirror or nullcontext(), Projection(home, study.draft.space, store) as projection:
+                    this = _Run(study, trainable, home, resources, concurrency, mirror)
                     return _run(this, log, events, projection, view, signals)
         finally:
             study.executor.stop()
@@ -83,6 +92,7 @@ class _Run:
 
     Attributes:
         resources: what one trial gets; None where the trainable says so itself.
+        mirror: its copy on an object store; None if there is none.
     """
 
     study: Study
@@ -90,6 +100,17 @@ class _Run:
     folder: Path
     resources: PlacementGroupFactory | None
     concurrency: int
+    mirror: Mirror | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Where those of its trials lie."""
+        return Disk(self.folder) if self.location is None else cast(Mirror, self.mirror)
+
+    @property
+    def location(self) -> Location | None:
+        """The study's folder on an object store, if that holds its trials' checkpoints."""
+        return None if self.mirror is None or self.study.executor.in_memory else self.mirror.location
 
 
 def _start(study: Study, trainable: type) -> tuple[PlacementGroupFactory | None, int]:
@@ -135,7 +156,9 @@ def _run(
         repeated = RepeatedLog(log, events, resumed, _names_that_count(study.draft))
     elif events:
         feed(study, state, events)
-    recorder = Recorder(study, repeated.append if repeated else log.append, state, folder, clock)
+    append = repeated.append if repeated else log.append
+    heard = events if repeated is None else []
+    recorder = Recorder(study, append, state, folder, clock, this.checkpoints, heard)
     if repeated is None:
         (folder / RESULT_FILE).unlink(missing_ok=True)  # of before, if the study had ended
     signals.last_act = lambda: _end_at_once(log, repeated, state, clock())
@@ -148,15 +171,17 @@ def _run(
     try:
         controller, source = _controller(this, recorder)
         if events and repeated is None:
-            take_up(study, events, dying, folder, recorder, source, controller)
+            take_up(study, events, dying, folder, recorder, source, controller, this.checkpoints)
         view.start(study.draft, folder)
         ended, reason = _loop(controller, recorder, source, study, view, signals)
         if ended == "finished" and state.best is None:
             raise StudyError(_no_value(state, study.draft))
     except Exception as error:  # whatever it is, the log says that the study failed, and why
         failure = DiskFull(folder) if is_full(error) and not isinstance(error, StudyError) else error
+        if outage := find_outage(error):
+            failure = outage.advised(folder)
         failures.append(failure)
-        ended, reason = "interrupted" if isinstance(failure, DiskFull) else "failed", str(failure)
+        ended, reason = "interrupted" if isinstance(failure, DiskFull | StoreDown) else "failed", str(failure)
     finally:
         view.stop()
         if controller is not None:
@@ -168,7 +193,7 @@ def _run(
         if failures:
             raise failures[0]
         return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]), store_note=note)
-    result = _leave(folder, state, failures, ended == "finished", note)
+    result = _leave(folder, state, failures, ended == "finished", note, this.location)
     if failures:
         raise failures[0]
     return result
@@ -180,23 +205,33 @@ def _end_at_once(log: EventLog, repeated: RepeatedLog | None, state: StudyState,
         log.append(StudyEnded("interrupted", "a signal ended it at once", now))
 
 
-def complete(folder: Path) -> StudyResult:
+def complete(folder: Path, draft: Draft) -> StudyResult:
     """Writes what a study that has finished should have left, and has not: its process died at the very end.
 
+    Args:
+        folder: its folder.
+        draft: what it is.
+
     Raises:
-        StudyError: there is no room for it.
+        StudyError: there is no room for it, or its store can't be reached.
     """
+    location = None if draft.location is None else draft.location.join(folder.name)
+    mirror = None if location is None else Mirror(folder, location)
     with closing(EventLog(folder / FILE_NAME)) as log:
         repair(log.path)
-        state = fold(read(log.path))
-        known = load_study(folder)
-        whole = (folder / RESULT_FILE).exists() and (state.best is None or (folder / BEST_FOLDER).is_dir())
-        if whole and (known.test_metrics is not None or known.test_error is not None or state.best is None):
-            return known
-        failures: list[Exception] = []
-        result = _leave(folder, state, failures, finished=True, note=None, keep_best=True)
-    if failures:
-        raise failures[0]
+        events = read(log.path)
+        state = fold(events)
+        with mirror or nullcontext():
+            lying = None if draft.virtual_workers else location
+            Keeper(folder, draft.keep_checkpoints, state, mirror if lying is not None else None, events)
+            known = load_study(folder)
+            whole = (folder / RESULT_FILE).exists() and (state.best is None or holds_best(folder, state.best))
+            if whole and (known.test_metrics is not None or known.test_error is not None or state.best is None):
+                return known
+            failures: list[Exception] = []
+            result = _leave(folder, state, failures, finished=True, note=None, location=lying, keep_best=True)
+            if failures:
+                raise failures[0]
     return result
 
 
@@ -206,35 +241,45 @@ def _leave(
     failures: list[Exception],
     finished: bool,
     note: str | None,
+    location: Location | None,
     keep_best: bool = False,
 ) -> StudyResult:
     """Writes the results, and tests the best trial of a study that has finished; adds what goes wrong to `failures`."""
     result = StudyResult(folder, state, store_note=note)
     saved = False
-    with _noting_full(folder, failures):
-        there = keep_best and (folder / BEST_FOLDER).is_dir()  # its checkpoint may have gone since
-        saved = there or (state.best is not None and save_best(folder, state.best))
-    with _noting_full(folder, failures):
+    with _noting_failures(folder, location, failures):
+        best = state.best
+        there = keep_best and best is not None and holds_best(folder, best)  # its checkpoint may have gone since
+        if best is not None and not there and location is not None:
+            patience_s = 0.0 if failures else None
+            saved = insist(lambda: save_best(folder, best, location), location, patience_s)
+        else:
+            saved = there or (best is not None and save_best(folder, best))
+    with _noting_failures(folder, None, failures):
         result.write()  # before the test, which may take long or fail
     if saved and not failures and finished:
         try:
             result = replace(result, test_metrics=test_best(folder))
         except Exception as error:  # of the user's code; the study itself is done
             result = replace(result, test_error=f"{type(error).__name__}: {error}")
-        with _noting_full(folder, failures):
+        with _noting_failures(folder, None, failures):
             result.write()
     return result
 
 
 @contextmanager
-def _noting_full(folder: Path, failures: list[Exception]) -> Iterator[None]:
-    """Adds to the failures that there was no room for what the block writes."""
+def _noting_failures(folder: Path, location: Location | None, failures: list[Exception]) -> Iterator[None]:
+    """Adds to the failures that there was no room for what the block writes, or that the store couldn't be reached."""
     try:
         yield
-    except OSError as error:
-        if not is_full(error):
+    except (OSError, StoreDown) as error:
+        if is_full(error):
+            failures.append(DiskFull(folder))
+        elif location is not None:
+            outage = error if isinstance(error, StoreDown) else StoreDown.of(location, error)
+            failures.append(outage.advised(folder))
+        else:
             raise
-        failures.append(DiskFull(folder))
 
 
 def _loop(
@@ -309,7 +354,7 @@ def _names_that_count(draft: Draft) -> tuple[str, ...]:
 def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource]:
     study, folder, budget = this.study, this.folder, this.study.draft.budget
     register_trainable(folder.name, this.trainable)
-    storage = study.executor.storage(folder, trackers=bool(study.callbacks))
+    storage = study.executor.storage(folder, trackers=bool(study.callbacks), location=this.location)
     source = TrialSource(
         study.searcher,
         trainable=this.trainable,
@@ -327,7 +372,7 @@ def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource
     controller = Controller(
         search_alg=source,
         scheduler=recorder,
-        callbacks=[CheckpointRecorder(recorder, folder), *study.callbacks],
+        callbacks=[CheckpointRecorder(recorder), *study.callbacks],
         storage=storage,
         max_pending=this.concurrency,
         actor_manager=study.executor.actor_manager(study.time_attr, budget.time_s, budget.trial_timeout_s),

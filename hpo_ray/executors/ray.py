@@ -14,6 +14,7 @@ from hpo_ray.clusters.nodes import Request, fits, lacking, nodes_of
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.executors.base import Executor
 from hpo_ray.executors.internals import on_loopback
+from hpo_ray.location import Location
 
 _LOOK_AGAIN_S = 1.0
 """How old what is known of the cluster's nodes may be."""
@@ -108,7 +109,7 @@ class RayExecutor(Executor):
                 key="executor",
             ) from error
 
-    def check(self, trainable: Any, root: Path | str) -> None:
+    def check(self, trainable: Any, root: Path | Location) -> None:
         """Looks at the nodes of a cluster that was not started here: versions, code, storage."""
         if isinstance(self._cluster, Attach) and self._started:
             from hpo_ray.clusters.connection import check_nodes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from hpo_ray.executors.binding import OUTPUT_FILE, readable
 from hpo_ray.executors.deadline import KEY as TIMEOUT_KEY
 from hpo_ray.executors.disk import DiskFull, is_full
 from hpo_ray.executors.internals import Fallback, MemoryCheckpoint, StudyTrial, last_metrics
-from hpo_ray.executors.keeper import Keeper
+from hpo_ray.executors.keeper import Checkpoints, Keeper
 from hpo_ray.pareto import violations
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.adapter import CoreScheduler
@@ -62,12 +62,21 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         state: the fold of the same events.
         folder: the study's folder.
         clock: seconds since the study started.
+        checkpoints: where trials' checkpoints lie, if not in the folder.
+        events: of a study that is taken up, those that the state has heard.
     """
 
     _supports_buffered_results = False
 
     def __init__(
-        self, study: Study, log: Callable[[Event], None], state: StudyState, folder: Path, clock: Callable[[], float]
+        self,
+        study: Study,
+        log: Callable[[Event], None],
+        state: StudyState,
+        folder: Path,
+        clock: Callable[[], float],
+        checkpoints: Checkpoints | None = None,
+        events: Sequence[Event] = (),
     ) -> None:
         super().__init__()
         self.scheduler = study.scheduler
@@ -84,7 +93,7 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         self.target_reached = False
         self._log = log
         self._folder = folder
-        self._keeper = Keeper(folder, study.draft.keep_checkpoints, state)
+        self._keeper = Keeper(folder, study.draft.keep_checkpoints, state, checkpoints, events)
         self._metric_name = study.draft.task.metric
         self._max_resource = study.draft.max_resource
         self._max_failed_fraction = study.max_failed_fraction
@@ -335,24 +344,24 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 change.config,
                 change.resource,
                 metrics,
-                checkpoint_name(change.checkpoint, self._folder) if copied else None,
+                checkpoint_name(change.checkpoint, trial) if copied else None,
                 iteration_of(trial) if copied else None,
             )
         )
 
     def _went_back(self, trial: Trial, fallback: Fallback) -> None:
         """Records that the last checkpoint can't be read, and that the one before is the last again."""
-        dropped, taken = (
-            checkpoint_name(checkpoint, self._folder) for checkpoint in (fallback.dropped, fallback.taken)
-        )
+        dropped, taken = (checkpoint_name(checkpoint, trial) for checkpoint in (fallback.dropped, fallback.taken))
         text = f"checkpoint {dropped} can't be read: {fallback.why}; goes on from {taken}"
         self.append(TrialRetried(trial.trial_id, text, self.clock(), counted=False))
         resource = int(fallback.metrics.get(self.time_attr, 0))
         self.append(CheckpointSaved(trial.trial_id, resource, taken, self.clock()))
 
     def _ended(self, trial: Trial, state: str, reason: str, error: str | None) -> None:
-        if error is not None and (output := Path(trial.local_path, OUTPUT_FILE)).exists():
-            error += f"{OUTPUT}{output.relative_to(self._folder)}"
+        if error is not None:
+            output = Path(trial.local_path, OUTPUT_FILE)
+            trial.storage.bring_output(output)
+            error += f"{OUTPUT}{output.relative_to(self._folder)}" if output.exists() else ""
         self._saved_at.pop(trial.trial_id, None)
         self._again_until.pop(trial.trial_id, None)
         self.append(TrialEnded(trial.trial_id, state, reason, error, self.clock()))
@@ -400,16 +409,15 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 class CheckpointRecorder(Callback):  # type: ignore[misc]  # ray ships no types
     """Records checkpoints when they are complete. The one thing that Ray tells callbacks and not the scheduler."""
 
-    def __init__(self, recorder: Recorder, folder: Path) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._folder = folder
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
         """A checkpoint is at its final place."""
         last = trial.last_result
         resource = int(last.get(self._recorder.time_attr, 0))
         iteration = int(last.get(TRAINING_ITERATION, resource))
-        name = checkpoint_name(checkpoint, self._folder)
+        name = checkpoint_name(checkpoint, trial)
         self._recorder.append(
             CheckpointSaved(
                 trial.trial_id, resource, name, self._recorder.clock(), None if iteration == resource else iteration
@@ -454,11 +462,11 @@ def _death(text: str) -> str:
     return f"{_DIED}{where}: {reason}"
 
 
-def checkpoint_name(checkpoint: Any, folder: Path) -> str | None:
+def checkpoint_name(checkpoint: Any, trial: Trial) -> str | None:
     """A checkpoint's path, relative to the study's folder where it lies in it; None if it is in memory."""
     if isinstance(checkpoint, MemoryCheckpoint):
         return None
-    path = Path(checkpoint.path)
+    path, folder = Path(checkpoint.path), Path(trial.storage.experiment_fs_path)
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 

@@ -10,7 +10,6 @@ time costs nothing.
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,14 +32,15 @@ from hpo_ray.events import (
     to_line,
 )
 from hpo_ray.executors.internals import Controller, restore_trial
+from hpo_ray.executors.keeper import ASIDE, Checkpoints, Disk
 from hpo_ray.executors.recorder import Recorder
+from hpo_ray.executors.saved import LastTwo
 from hpo_ray.executors.source import TrialSource
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.schedulers.core import Action
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.study import Study
-from hpo_ray.trials import TrialRecord
 
 _MOST_DEATHS = 3
 
@@ -105,6 +105,7 @@ def take_up(
     recorder: Recorder,
     source: TrialSource,
     controller: Controller,
+    lying: Checkpoints,
 ) -> None:
     """Hands the trials that have not ended back to the controller, or ends them where only that is left.
 
@@ -116,6 +117,7 @@ def take_up(
         recorder: records what ends here.
         source: gets the trials that have to train.
         controller: gets those that are paused.
+        lying: where the trials' checkpoints lie.
     """
     assert isinstance(study.scheduler, CoreScheduler)
     fold, state = study.scheduler.fold, recorder.state
@@ -123,8 +125,10 @@ def take_up(
     checkpoints, settled, deaths = saved_checkpoints(events), _settled(events), _deaths(events)
     for record in state.trials.unfinished():
         trial_id, standing = record.trial_id, fold.standing[record.trial_id]
-        there = [saved for saved in checkpoints.get(trial_id, []) if _place(folder, saved).is_dir()]
-        _clear(folder, record, there)
+        there = [saved for saved in checkpoints.get(trial_id, []) if lying.has(saved.path)]
+        # What a process that died has left of checkpoints that it did not complete or record.
+        lying.clear(record.number, but=[Path(saved.path).name for saved in there])
+        Disk(folder).remove(record.number, ASIDE)
         saved_there = (bool(there) and there[-1].resource == standing.seen) or not source.can_save
         if not there and checkpoints.get(trial_id):
             gone = f"its checkpoint at {checkpoints[trial_id][-1].resource} is gone"
@@ -152,7 +156,7 @@ def take_up(
         as_it_was = saved_there or (unsaved and trial_id in settled) or trial_id in fold.losers
         paused = standing.decision.action is Action.PAUSE and as_it_was
         trial = source.make(trial_id, record.number, record.config)
-        known = [(str(_place(folder, saved)), _result(saved, study.time_attr)) for saved in there]
+        known = [(saved.path, _result(saved, study.time_attr)) for saved in there]
         restore_trial(trial, known, paused, record.retries)
         if paused:
             controller.add_trial(trial)
@@ -184,25 +188,22 @@ def _deaths(events: Iterable[Event]) -> dict[str, int]:
 def saved_checkpoints(events: Iterable[Event]) -> dict[str, list[Saved]]:
     """The last two checkpoints of each trial, of the weights that it has: none from before it copied another."""
     metrics: dict[tuple[str, int], Mapping[str, Any]] = {}
-    saved: dict[str, deque[Saved]] = {}
+    saved: dict[tuple[str, str], Saved] = {}
+    last = LastTwo()
     for event in events:
         if isinstance(event, Reported):
             metrics[event.trial_id, event.resource] = event.metrics
         elif isinstance(event, CheckpointSaved) and event.path is not None:
-            known = saved.setdefault(event.trial_id, deque(maxlen=2))
             there = metrics.get((event.trial_id, event.resource), {})
             entry = Saved(event.path, event.resource, event.iteration or event.resource, there)
-            while any(one.path == entry.path for one in known):  # recorded again: a function's at each pause, or the
-                known.pop()  # one before one that could not be read
-            known.append(entry)
+            saved[event.trial_id, event.path] = entry
         elif isinstance(event, Decided) and event.checkpoint is not None:
             resource = int(event.resource or 0)
             entry = Saved(event.checkpoint, resource, event.iteration or resource, event.metrics or {})
-            saved[event.trial_id] = deque([entry], maxlen=2)
+            saved[event.trial_id, event.checkpoint] = entry
             metrics[event.trial_id, resource] = entry.metrics
-        elif isinstance(event, Decided) and event.config is not None:  # from here on under another configuration
-            saved[event.trial_id] = deque(list(saved.get(event.trial_id, ()))[-1:], maxlen=2)
-    return {trial_id: list(entries) for trial_id, entries in saved.items()}
+        last.observe(event)
+    return {trial_id: [saved[trial_id, path] for path in paths] for trial_id, paths in last.paths.items()}
 
 
 def _settled(events: Iterable[Event]) -> set[str]:
@@ -225,23 +226,9 @@ def _settled(events: Iterable[Event]) -> set[str]:
     return settled
 
 
-def _place(folder: Path, saved: Saved) -> Path:
-    return folder / saved.path
-
-
 def _result(saved: Saved, time_attr: str) -> dict[str, Any]:
     """What Ray had beside a checkpoint."""
     return {**saved.metrics, TRAINING_ITERATION: saved.iteration, time_attr: saved.resource}
-
-
-def _clear(folder: Path, record: TrialRecord, known: list[Saved]) -> None:
-    """Removes what a process that died has left of checkpoints that it did not complete or record."""
-    kept = {_place(folder, saved) for saved in known}
-    home = folder / "trials" / str(record.number)
-    for pattern in ("checkpoint_*", ".saving-*"):
-        for path in home.glob(pattern):
-            if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
 
 
 class RepeatedLog:

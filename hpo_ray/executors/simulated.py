@@ -26,6 +26,7 @@ from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.executors.deadline import KEY as TIMEOUT_KEY
 from hpo_ray.executors.inprocess import Call, InProcessActorManager, InProcessExecutor, TrialFailure
 from hpo_ray.executors.internals import MemoryStorage, TrackedActor
+from hpo_ray.location import Location
 from hpo_ray.study import locate
 from hpo_ray.trainables.context import WORKER, stream
 
@@ -408,7 +409,7 @@ class SimulatedExecutor(InProcessExecutor):
         )
         return self._simulation
 
-    def storage(self, folder: Path, trackers: bool) -> MemoryStorage:
+    def storage(self, folder: Path, trackers: bool, location: Location | None = None) -> MemoryStorage:
         """Memory: a simulated study leaves no checkpoints."""
         self._scratch = tempfile.TemporaryDirectory(prefix="hpo_ray-")
         storage = MemoryStorage(str(folder.parent), folder.name)

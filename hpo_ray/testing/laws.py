@@ -56,21 +56,24 @@ def run_study(overrides: Sequence[str], root: Path, config_dir: str | None = Non
     return run(study, View())
 
 
-def resume_study(folder: Path, overrides: Sequence[str] = (), config_dir: str | None = None) -> StudyResult:
+def resume_study(
+    folder: str | Path, overrides: Sequence[str] = (), config_dir: str | None = None, root: str | Path = "outputs"
+) -> StudyResult:
     """Goes on with a study where its log ends, without a view.
 
     Args:
-        folder: the study's folder.
+        folder: the study's folder, or its URI.
         overrides: what changes, as typed on the command line.
         config_dir: a folder with configurations of your own.
+        root: the folder that the study of a URI is brought into.
 
     Raises:
         ConfigError: there is no study, or the changes make it another one.
         StudyError: its log is damaged, or the study failed.
     """
-    reopened = reopen(str(folder), overrides, config_dir)
+    reopened = reopen(str(folder), overrides, config_dir, root)
     if reopened.done:
-        return load_study(folder)
+        return load_study(reopened.folder)
     study = build(reopened.draft)
     from hpo_ray.executors.loop import run
     from hpo_ray.view import View

@@ -46,6 +46,11 @@ class TrialContext:
         precision: `fp32`, `bf16` or `fp16`: the arithmetic of `TorchTrainable`'s forward passes.
         fidelity: `epochs`, `steps` or `data_fraction`: what a unit of resource is.
         steps_per_unit: with `steps`, how many steps of the optimizer a unit is.
+        workers: processes that train one trial together.
+        strategy: `ddp` or `fsdp`: how they do.
+        rank: the number of this process among them, from 0.
+        meeting: where they meet, `host:port`; empty where the first still has to start the others.
+        free_gpu_memory: the share of its part of a GPU's memory that must be free before a trial starts on it.
     """
 
     number: int = 0
@@ -58,6 +63,11 @@ class TrialContext:
     space: Space | None = None
     fidelity: str = "epochs"
     steps_per_unit: int = 1
+    workers: int = 1
+    strategy: str = "ddp"
+    rank: int = 0
+    meeting: str = ""
+    free_gpu_memory: float = 0.9
 
     @property
     def seed(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpo_ray.errors import ConfigError
 from hpo_ray.trainables.context import TrialContext
+from hpo_ray.trainables.devices import assigned_device
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,7 +29,7 @@ class SeededTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
     """Base of the trainables with PyTorch: their device, precision and random states.
 
     Attributes:
-        device: `cuda` when the trial was given a GPU or a share of one, otherwise `cpu`.
+        device: the GPU that the trial was given, or a share of, the first of several; otherwise `cpu`.
         config: the trial's hyperparameters.
     """
 
@@ -69,7 +70,7 @@ class SeededTrainable(Trainable):  # type: ignore[misc]  # Ray ships no types
                     f"The trial was given {gpus:g} GPU, but torch.cuda.is_available() is False in its process. Install "
                     f"a CUDA build of torch (this is {torch.__version__}) and its driver, or give the trials no GPU."
                 )
-            return torch.device("cuda")
+            return assigned_device()
         if precision == "fp16":
             raise ConfigError(
                 "trainable.precision=fp16 needs a GPU, and the trial has none: use trainable.precision=bf16 or fp32, "

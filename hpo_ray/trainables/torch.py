@@ -7,11 +7,13 @@ with, and where that differs from the trial's own, the trial's own optimizer set
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +24,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from hpo_ray.errors import ConfigError
 from hpo_ray.trainables.context import FIDELITIES, get_context
 from hpo_ray.trainables.cursor import Cursor
+from hpo_ray.trainables.distributed import Group
 from hpo_ray.trainables.seeded import RandomState, SeededTrainable, plain, without_numpy
+
+if TYPE_CHECKING:
+    from hpo_ray.trainables.peers import Peers
 
 STATE_FILE = "state.pt"
 """The file that a checkpoint consists of."""
@@ -73,12 +79,23 @@ class TorchTrainable(SeededTrainable):
     and not the epoch, starts anew. An optimizer of another class starts with an empty state. What `train_epoch` itself
     wrote into the parameter groups is not carried over. When the configurations are equal, the state is loaded as is.
 
+    Several processes (`resources.workers`, on Ray): each builds all of this, and takes its share of every batch, whose
+    size stays that of the whole batch, so that a step is the one that a single process would take. That asks for a
+    `loss` that is a mean over examples. `ddp` gives each process the whole model, `fsdp` a part of it, for optimizers
+    that treat each weight by itself, as SGD and AdamW do. The first process evaluates, alone with `ddp`, and all
+    together with `fsdp`. It reports, and saves what a single process would: a checkpoint goes on in any number of
+    them. Dropout differs: all but the first process draw from states of their own, seeded by the trial, `rank` and the
+    unit. BatchNorm takes its statistics over all processes on GPUs (in a batch with fewer examples than processes the
+    first one counts more than once), and is refused on CPUs. A class with a `train_epoch` of its own is refused unless
+    it says `distributed = True`: there `model` is wrapped, so that the gradients of the processes' losses are averaged,
+    and it has to train on its own share of the data, by `rank` and `world_size`.
+
     Attributes:
         model: the network, on `device`.
         optimizer: what `build_optimizer` returned.
         lr_scheduler: what `build_lr_scheduler` returned, or None.
         data: what `build_data` returned.
-        device: `cuda` when the trial was given a GPU or a share of one, otherwise `cpu`.
+        device: the GPU that the trial was given, or a share of, the first of several; otherwise `cpu`.
         generator: a CPU generator of the trial's own, for shuffling.
         scaler: scales the loss of fp16; does nothing in the other precisions.
         config: the trial's hyperparameters. Hooks get copies of it.
@@ -87,6 +104,9 @@ class TorchTrainable(SeededTrainable):
         RuntimeError: at the start, when the trial was given a GPU and torch can't use one.
         ConfigError: at the start, for an unknown `trainable.precision`, or fp16 without a GPU.
     """
+
+    distributed: ClassVar[bool] = True
+    """Whether `train_epoch` shares batches out between processes. If not, `resources.workers` must be 1."""
 
     data_depends_on_config: bool = False
     """Whether `build_data` reads its `config`. If not, data is built once and kept when the object gets a new trial."""
@@ -104,6 +124,9 @@ class TorchTrainable(SeededTrainable):
     generator: torch.Generator
     scaler: torch.amp.GradScaler
 
+    _group: Group
+    _peers: Peers | None = None
+    """The trial's other processes, which are kept for later trials: those of the first process on Ray."""
     _data_key: tuple[object, ...] | None = None
     _nested: Tensor | None = None
     """The training rows in the order in which shares take them; None until a share of this data is asked for."""
@@ -114,8 +137,21 @@ class TorchTrainable(SeededTrainable):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "train_epoch" in cls.__dict__ and "fidelities" not in cls.__dict__:
-            cls.fidelities = ("epochs",)
+        if "train_epoch" in cls.__dict__:
+            if "fidelities" not in cls.__dict__:
+                cls.fidelities = ("epochs",)
+            if "distributed" not in cls.__dict__:
+                cls.distributed = False
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train the trial, from 0."""
+        return self._group.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train the trial."""
+        return self._group.size
 
     # Hooks to write.
 
@@ -175,14 +211,17 @@ class TorchTrainable(SeededTrainable):
         total, examples = torch.zeros((), dtype=torch.float64, device=self.device), 0
         for batch in self._batches(x, y):
             examples += len(batch)
+            rows, own = self._group.share(batch)
             with self._autocast():
-                loss = self.loss(self.model(x[batch].to(self.device)), y[batch].to(self.device))
+                loss = self.loss(self.model(x[rows].to(self.device)), y[rows].to(self.device))
+            if self.world_size > 1:
+                loss = loss * (own * self.world_size / len(batch))  # gradients are averaged as if shares were equal
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
             self.scaler.step(self.optimizer)
             self.scaler.update()
             total += loss.detach().double() * len(batch)
-        train_loss = total.item() / examples
+        train_loss = self._group.sum(total).item() / (examples * self.world_size)
         if isinstance(self.lr_scheduler, ReduceLROnPlateau):
             self.lr_scheduler.step(train_loss)
         elif self.lr_scheduler is not None:
@@ -220,13 +259,19 @@ class TorchTrainable(SeededTrainable):
         It leaves the trial's random states as they were.
         """
         random_state, shuffling = self._random_state, self.generator.get_state()
-        with self._alone():
+        with self._all("test", when=self._group.divided), self._alone():
             metrics = self.evaluate("test")
         self._random_state = random_state
         self.generator.set_state(shuffling)
         return {name: float(value) for name, value in metrics.items()}
 
     # What Ray calls.
+
+    def train(self) -> dict[str, Any]:
+        """One step, in all processes of the trial."""
+        with self._all("step"):
+            result: dict[str, Any] = super().train()
+        return result
 
     def step(self) -> dict[str, Any]:
         """One unit of training and its evaluation.
@@ -235,8 +280,15 @@ class TorchTrainable(SeededTrainable):
             The metrics of `train_epoch` and `evaluate`, as floats. Flags and strings pass as they are.
         """
         self._resource += 1
+        self._group.align(self.generator)  # the first process may have drawn from it in its evaluation
+        if self.rank > 0:
+            seed = self._group.unit_seed(self._context.seed, self._resource)
+            self._random_state = RandomState.seeded(seed, self.device)
         with self._alone():
-            metrics: dict[str, Any] = {**self.train_epoch(), **self.evaluate()}
+            with self._group.training(self):
+                metrics: dict[str, Any] = dict(self.train_epoch())
+            if self._group.evaluates:
+                metrics |= self.evaluate()
         return {name: value if isinstance(value, (bool, str)) else float(value) for name, value in metrics.items()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -244,10 +296,14 @@ class TorchTrainable(SeededTrainable):
 
         The file holds tensors and plain values only, so that it can be read without running code from it.
         """
+        with self._all("_whole_state", when=self._group.divided):
+            model, optimizer = self._whole_state()
+        if self.rank > 0:
+            return
         state = {
             "config": plain(self.config),
-            "model": self.model.state_dict(),
-            "optimizer": without_numpy(self.optimizer.state_dict()),
+            "model": model,
+            "optimizer": without_numpy(optimizer),
             "optimizer_class": _class_name(self.optimizer),
             "lr_scheduler": without_numpy(self.lr_scheduler.state_dict()) if self.lr_scheduler is not None else None,
             "scaler": self.scaler.state_dict(),
@@ -270,11 +326,16 @@ class TorchTrainable(SeededTrainable):
         """
         # To the CPU first: load_state_dict copies to where each tensor belongs, and generator states belong there.
         state = torch.load(Path(checkpoint_dir) / STATE_FILE, map_location="cpu", weights_only=True)
+        with self._all("_load_state", state):  # the others may be on machines without the file
+            self._load_state(state)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         own, donor = plain(self.config), state["config"]
         with self._alone():
             self._build_optimizer()
+            state = {**state, "optimizer": self._group.optimizer_parts(self.optimizer, state["optimizer"])}
             try:
-                self.model.load_state_dict(state["model"])
+                self.model.load_state_dict(self._group.parts(self.model, state["model"]))
                 if own == donor:
                     self.optimizer.load_state_dict(state["optimizer"])
                 else:
@@ -305,8 +366,10 @@ class TorchTrainable(SeededTrainable):
         self._random_state = RandomState.from_plain(state["random"], own_gpu=self._random_state.gpu)
 
     def cleanup(self) -> None:
-        """Frees the model, the optimizer and the data."""
+        """Frees the model, the optimizer and the data, and ends the other processes of the trial."""
         self._release()
+        if self._peers is not None:
+            self._peers.close()
         self.__dict__.pop("data", None)
         self._data_key = self._nested = None
 
@@ -317,6 +380,19 @@ class TorchTrainable(SeededTrainable):
         self.config = config
         self._context = context = get_context()
         self.device = self._choose_device()
+        if context.workers > 1 and not context.meeting:
+            from hpo_ray.trainables.peers import Peers
+
+            if self._peers is None or self._peers.closed:
+                self._peers = Peers(getattr(type(self), "own_class", type(self)), context.workers)
+            self._context = context = replace(context, meeting=self._peers.meet())
+        with self._all("start", config, context):
+            self._build()
+
+    def _build(self) -> None:
+        """Everything of a new trial."""
+        config, context = self.config, self._context
+        self._group = Group.join(context, self.device)
         data_key = (self.device, context.study_seed, dict(context.args))
         if self.data_depends_on_config or self._data_key != data_key:
             # Under a state of its own: whether data is built or kept must not show in the trial's weights.
@@ -330,13 +406,26 @@ class TorchTrainable(SeededTrainable):
         self._random_state = RandomState.seeded(int(others), self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=context.precision == "fp16")
         with self._alone():
-            self.model = self.build_model(copy.deepcopy(config)).to(self.device)
+            self.model = self._group.prepare(self.build_model(copy.deepcopy(config)).to(self.device))
             self._build_optimizer()
+
+    def _all(self, method: str, *arguments: Any, when: bool = True) -> contextlib.AbstractContextManager[None]:
+        """Has the other processes of the trial, if this one started them, call a method while the block runs."""
+        if self._peers is None or self._peers.closed or not when:
+            return contextlib.nullcontext()
+        return self._peers.calling(method, *arguments)
+
+    def _whole_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The states of model and optimizer, as a single process has them."""
+        whole = self._group.whole
+        return whole(self.model.state_dict()), whole(self.optimizer.state_dict())
 
     def _release(self) -> None:
         """Drops what belongs to one trial, so that the next one's model does not share the memory with it."""
         for name in ("model", "optimizer", "lr_scheduler", "scaler", "generator"):
             self.__dict__.pop(name, None)
+        if "_group" in self.__dict__:
+            self._group.leave()
 
     def _build_optimizer(self) -> None:
         self.optimizer = self.build_optimizer(self.model, copy.deepcopy(self.config))

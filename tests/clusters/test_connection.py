@@ -19,6 +19,7 @@ import ray
 from hpo_ray.clusters import Attach, connection, probe
 from hpo_ray.errors import ConfigError
 from hpo_ray.executors import RayExecutor, internals
+from hpo_ray.location import Location
 from hpo_ray.study import versions
 
 NODE = {"NodeManagerHostname": "gpu-7", "NodeManagerAddress": "10.0.0.7", "NodeID": "7", "Alive": True}
@@ -206,8 +207,9 @@ def test_a_node_on_which_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyP
         answers(monkeypatch, tmp_path, **changed)
         connection._check_node("mark", NODE, tmp_path, "mark")
     assert list(tmp_path.iterdir()) == []
-    answers(monkeypatch, None)
-    connection._check_node("mark", NODE, "s3://bucket/studies", "mark")
+    place = Location(f"file://{tmp_path}")
+    connection._check_node("mark", NODE, place, "mark")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_a_node_that_differs(
 def test_a_node_that_does_not_see_the_studies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str | None, wrote: bool, root: str, message: str
 ) -> None:
-    place = tmp_path if root == "folder" else root
+    place = tmp_path if root == "folder" else Location(root)
     answers(monkeypatch, None, error=error)
     with pytest.raises(ConfigError) as raised:
         connection._check_node("mark", NODE, place, "mark")
@@ -325,7 +327,7 @@ def test_what_a_node_tells(tmp_path: Path) -> None:
     (tmp_path / "mark").mkdir()
     assert probe.look(str(tmp_path), "mark", [], [])["error"].startswith("IsADirectoryError: ")
     assert probe.look(f"file://{tmp_path}", "there", [], [])["error"] is None
-    assert not (tmp_path / "there").exists(), "of a URI the node itself reads what it wrote, and removes it"
+    assert (tmp_path / "there").read_text() == "there"
     assert probe.look("nothing://bucket/s", "mark", [], [])["error"].startswith("ValueError: ")
 
 
