@@ -33,7 +33,7 @@ def connect(cluster: Attach) -> None:
     Raises:
         ConfigError: nothing answers, or it is no Ray cluster, or one of another version or with another token.
     """
-    from hpo_ray.executors.internals import on_loopback
+    from hpo_ray.executors.internals import few_tries, on_loopback
 
     key = "cluster.address"
     address = _of_this_machine() if cluster.address == "auto" else cluster.address
@@ -42,7 +42,7 @@ def connect(cluster: Attach) -> None:
     here = on_loopback() if host in ("127.0.0.1", "localhost") else nullcontext()
     try:
         # Ray takes the machine's own address for 127.0.0.1 otherwise, where a head on loopback doesn't listen.
-        with here:
+        with here, few_tries():
             ray.init(
                 address=address,
                 log_to_driver=False,

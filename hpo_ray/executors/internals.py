@@ -76,6 +76,7 @@ __all__ = [
     "check_ray",
     "copy_checkpoint",
     "empty_save",
+    "few_tries",
     "join_thread",
     "last_metrics",
     "load_class",
@@ -142,7 +143,7 @@ _USED: dict[Any, tuple[str, ...]] = {
     Trainable: ("save", "restore", "save_checkpoint", "load_checkpoint"),
     FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
-    _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"),
+    _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR", "NUM_REDIS_GET_RETRIES"),
     _services: ("find_gcs_addresses",),
     TrackedActor: ("set_on_start", "set_on_stop", "set_on_error"),
     Trial: (
@@ -190,6 +191,16 @@ def on_loopback() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = typed
+
+
+@contextmanager
+def few_tries(number: int = 5) -> Iterator[None]:
+    """Within it, Ray gives up a head that doesn't take its token after so many tries, one a second, and not 20."""
+    before, _constants.NUM_REDIS_GET_RETRIES = _constants.NUM_REDIS_GET_RETRIES, number
+    try:
+        yield
+    finally:
+        _constants.NUM_REDIS_GET_RETRIES = before
 
 
 def local_heads() -> list[str]:

@@ -235,7 +235,9 @@ def test_attach(folder: Path, head: Head) -> None:
 def test_what_cannot_be(folder: Path, head: Head, words: list[str], more: dict[str, str], message: str) -> None:
     typed = [word.format(address=head.address, dashboard=head.dashboard) for word in words]
     done = hpo_ray(folder, *typed, *STUDY, "task.trainable=mine.DictCheckpoint", **more)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    # Ray's own core has warned of a wrong token by then.
+    said = [line for line in done.stderr.splitlines() if " gcs_client.cc:" not in line]
+    assert done.returncode == 2 and len(said) == 1 and message in said[0], done.stderr
     assert not any((folder / "outputs").glob("*")), "nothing was written"
 
 
