@@ -631,9 +631,10 @@ class Suicidal(DictCheckpoint):
 
 
 class OnNodes(Learns):
-    """Reports on which node it runs; on `task.args.victim` it doesn't get beyond its first step.
+    """Reports on which node it runs. On `task.args.victim` no trial gets beyond its first step.
 
-    With `task.args.known`, ids of nodes, those on other nodes wait from then on until one runs on a node that is new.
+    None does elsewhere, until one has come so far there; with `task.args.known`, ids of nodes, until one runs on a node
+    that is not among them.
     """
 
     def step(self):
@@ -642,14 +643,16 @@ class OnNodes(Learns):
 
         from hpo_ray import get_context
 
-        args, node = get_context().args, ray.get_runtime_context().get_node_id()
+        args = get_context().args
+        if "victim" not in args:
+            return super().step()
+        node, known = ray.get_runtime_context().get_node_id(), args.get("known")
         held, used = (os.path.join(args["path"], name) for name in ("held", "used"))
-        if node == args["victim"] and self.iteration >= 1:
-            open(held, "w").close()
-            while True:
-                time.sleep(0.01)
-        if "known" in args and node not in args["known"]:
+        if known is not None and node not in known:
             open(used, "w").close()
-        while "known" in args and os.path.exists(held) and not os.path.exists(used):
-            time.sleep(0.01)
+        if self.iteration >= 1:
+            if node == args["victim"]:
+                open(held, "w").close()
+            while node == args["victim"] or not os.path.exists(held if known is None else used):
+                time.sleep(0.01)
         return {**super().step(), "node": node}

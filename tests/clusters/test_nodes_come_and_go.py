@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,9 +87,7 @@ def on_nodes(
 
 
 def undisturbed(folder: Path, overrides: list[str]) -> StudyResult:
-    (folder / "clean").mkdir()
-    args = [f"task.args.path={folder / 'clean'}", "task.args.victim=none"]
-    return run_study([*overrides, *args, "executor=inprocess"], folder / "clean")
+    return run_study([*overrides, "executor=inprocess"], folder / "clean")
 
 
 @pytest.mark.ray
@@ -108,10 +107,10 @@ def test_a_node_that_goes_costs_nothing(folder: Path, method: str, add: bool, gr
     events = read(result.path / FILE_NAME)
     retried = [event for event in events if isinstance(event, TrialRetried)]
     assert retried and not any(event.counted for event in retried)
-    assert all(event.error.startswith("its node 127.0.0.1 has gone: ") for event in retried), retried
+    assert all(re.match(r"its node (127\.0\.0\.1 )?has gone: ", event.error) for event in retried), retried
     assert result.state.states["failed"] == 0
     for trial in result.trials:
-        assert [resource for resource, _ in trial.history] == list(range(1, trial.resource + 1)), trial
+        assert sorted({resource for resource, _ in trial.history}) == list(range(1, trial.resource + 1)), trial
     nodes = {str(event.metrics["node"]) for event in events if isinstance(event, Reported)}
     assert ids[1] in nodes, "its first steps"
     assert bool(nodes - set(ids)) == add, "what comes is used"
