@@ -78,7 +78,7 @@ def on_nodes(
             env={**environment, "PYTHONPATH": PATH, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=240,
         )
     finally:
         shutil.rmtree(temp, ignore_errors=True)
