@@ -175,6 +175,11 @@ class PBTCore:
             self._board.setdefault(resource // self.interval, {})[trial_id] = loss
         return Decision(Action.PAUSE, f"waits {'for its population ' if self.synchronous else ''}at {resource}")
 
+    def next_decision(self, trial_id: str) -> int:
+        """Its next interval point."""
+        member = self._members.get(trial_id)
+        return 0 if member is None else member.target
+
     def end(self, trial_id: str, loss: float | None) -> None:
         """A trial that ended or failed leaves the population: there is nothing of it to copy or to train."""
         self._members.pop(trial_id, None)
@@ -371,6 +376,11 @@ class PBTReplayCore:
             return CONTINUE
         member.waiting = True
         return Decision(Action.PAUSE, f"waits for its next configuration at {resource}")
+
+    def next_decision(self, trial_id: str) -> int:
+        """Its next interval point."""
+        member = self._members.get(trial_id)
+        return 0 if member is None else member.target
 
     def end(self, trial_id: str, loss: float | None) -> None:
         """It is over."""
