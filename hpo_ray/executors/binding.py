@@ -13,12 +13,12 @@ import os
 import re
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, ClassVar, TextIO, cast
 
 from ray.tune import PlacementGroupFactory
@@ -145,7 +145,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
         Returns:
             (report, seconds since the step ended) of each step, the last one last.
         """
-        started = time.monotonic()
+        started = monotonic()
         reports: list[tuple[dict[str, Any], float]] = []
         goes_on = True
         while goes_on:
@@ -156,10 +156,10 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
                     raise
                 self._untold = error
                 break
-            now = time.monotonic()
+            now = monotonic()
             reports.append((report, now))
             goes_on = now - started < seconds and _leads_nowhere(report, self._time_attr, resource)
-        ended = time.monotonic()
+        ended = monotonic()
         return [(report, ended - at) for report, at in reports]
 
     def _raise_untold(self) -> None:
@@ -341,7 +341,7 @@ def readable(text: str) -> str:
 
 def _leads_nowhere(report: dict[str, Any], time_attr: str, resource: int) -> bool:
     """Whether nothing can come of a report but that its trial goes on."""
-    flat = flatten_dict(report)
+    flat = flatten_dict({name: value for name, value in report.items() if name != "config"})
     # Without a resource it is no report: a function has returned, or the driver has something to say about it.
     if time_attr not in flat or flat[time_attr] >= resource or flat.get(DONE) or flat.get(SHOULD_CHECKPOINT):
         return False
