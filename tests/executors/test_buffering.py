@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 from collections import Counter
@@ -14,7 +15,8 @@ from methods import SCHEDULERS, small
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 
-from hpo_ray.events import FILE_NAME, CheckpointSaved, Reported, read
+from hpo_ray.errors import StudyError
+from hpo_ray.events import FILE_NAME, CheckpointSaved, Event, EventLog, Reported, read
 from hpo_ray.executors import InProcessExecutor, binding
 from hpo_ray.executors.internals import Controller
 from hpo_ray.results import StudyResult
@@ -263,6 +265,24 @@ def test_a_checkpoint_that_is_due_by_its_seconds_is_of_the_last_report(
     assert [event.resource for event in saved] == [4, 8, 9]
     states = [read_checkpoint(result.path / str(event.path))[1] for event in saved[-2:]]  # two are kept
     assert states == [{"steps": 8}, {"steps": 9}]
+
+
+def test_after_what_the_log_did_not_take_nothing_more_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InProcessExecutor, "report_every_s", FOR_EVER)
+    append, failed = EventLog.append, []
+
+    def fails_once(self: EventLog, event: Event) -> None:
+        if isinstance(event, Reported) and event.resource == 3 and not failed:
+            failed.append(event)
+            raise OSError(errno.EIO, "Input/output error")
+        append(self, event)
+
+    monkeypatch.setattr(EventLog, "append", fails_once)
+    overrides = own("DictCheckpoint", "method=random", "budget.trials=1", f"task.max_resource={R}")
+    with pytest.raises(StudyError, match="the log can't be written: Input/output error"):
+        run_study([*overrides, "executor=inprocess"], folder)
+    events = read(next(folder.glob("*/events.jsonl")))
+    assert [event.resource for event in events if isinstance(event, Reported)] == [1, 2]
 
 
 @pytest.mark.parametrize(("tick", "reported"), [(1.0, [997.0, 998.0, 999.0]), (1000.0, [100.0, 100.0, 100.0])])
