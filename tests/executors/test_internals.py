@@ -32,6 +32,8 @@ def test_what_the_controller_overrides_is_there_to_be_overridden() -> None:
     own = {"close", "keep_actors", "num_active", "_leave_reset", "_forget_ended", "_wrapper", "study_error"}
     own |= {"save_running", "checkpoint_is_due", "_leaving"}
     own |= {"_answered", "_end_those_that_hang", "has_news_of"}
+    own |= {"resources", "_kept", "num_paused", "max_lost_nodes", "_go_on"}
+    own |= {"lost", "lost_nodes", "take_lost", "node_ip"}
     own |= {"kept", "enter", "leave", "bring_output", "share_output", "bring", "checkpoint", "discard"}
     known = own | {"aside", "trainable", "fallback", "oldest", "take_fallback", "drop_checkpoint"}
     for cls in (internals.Controller, internals._ActorManager, internals.StudyStorage, internals.StudyTrial):
