@@ -51,8 +51,18 @@ def middle(values: list[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2]
 
 
-def simulated(found: Studies, target: float) -> str:
-    lines = [["workers", "method", "seeds", "workers busy", "time to target", "speed-up", "results a second", "regret"]]
+def driver_cores(study: dict[str, Any], result_ms: float, start_ms: float) -> float:
+    """How many cores a real driver would need for it: each trial's start, and its results after the first.
+
+    Without what pauses, saves and promotions cost beside.
+    """
+    starts, further = study["trials"], study["steps"] - study["trials"]
+    return float((starts * start_ms + further * result_ms) / 1e3 / study["virtual_s"])
+
+
+def simulated(found: Studies, target: float, result_ms: float, start_ms: float) -> str:
+    lines = [["workers", "method", "seeds", "workers busy", "time to target", "speed-up", "results a second"]]
+    lines[0] += ["driver's cores", "regret"]
     for (workers, method), of_case in found.items():
         if method not in METHODS:
             continue
@@ -68,6 +78,7 @@ def simulated(found: Studies, target: float) -> str:
                 "not reached" if time == float("inf") else f"{time:,.0f} s",
                 "" if time == float("inf") else f"{alone / time:.3g}",
                 f"{rate:,.3g}",
+                f"{statistics.median(driver_cores(study, result_ms, start_ms) for study in of_case):.2g}",
                 f"{statistics.median(regret(study) for study in of_case):.3g}",
             ]
         )
@@ -134,7 +145,9 @@ def most_workers(step_s: float, every_s: float, call_ms: float, result_ms: float
 
 
 def limits(call_ms: float, result_ms: float) -> str:
-    lines = [["seconds a step", "each step reported", "report_every_s=0.5", "report_every_s=10", "Ray documents"]]
+    lines = [
+        ["seconds a step", "each step reported", "report_every_s=0.5", "report_every_s=10", "500 results a second"]
+    ]
     for step_s in STEPS_S:
         workers = [most_workers(step_s, every_s, call_ms, result_ms) for every_s in (0.0, 0.5, 10.0)]
         workers.append(RAY_DOCUMENTS["without logging"] * step_s)
@@ -173,7 +186,11 @@ def draw(found: Studies, target: float, call_ms: float, result_ms: float) -> Non
         steps, [50 * s for s in steps], [100 * s for s in steps], color="0.85", label="Ray documents, logging"
     )
     driver.set(
-        xscale="log", yscale="log", xlabel="seconds a step", ylabel="workers", title="So many keep one core of the driver busy"
+        xscale="log",
+        yscale="log",
+        xlabel="seconds a step",
+        ylabel="workers",
+        title="So many keep one core of the driver busy",
     )
     driver.legend(frameon=False, fontsize=8)
     for panel in (times, busy, driver):
@@ -184,12 +201,14 @@ def draw(found: Studies, target: float, call_ms: float, result_ms: float) -> Non
 def main() -> None:
     found = studies()
     target = statistics.median(regret(study) for study in found[1, "random"])
-    print(f"{simulated(found, target)}\n\ntarget: regret {target:.3g}, the median of random search on one worker\n")
     of_size = throughput()
+    each, together = (of_size["results"][name] for name in ("hpo_ray, each step", "hpo_ray, buffered"))
+    start_ms = of_size["starts"]["hpo_ray, each step"].cost
+    print(f"{simulated(found, target, each.cost, start_ms)}\n")
+    print(f"target: regret {target:.3g}, the median of random search on one worker\n")
     for cases in of_size.values():
         print(f"{measured(cases)}\n")
     # each = result + call, together = result + call / results a call
-    each, together = (of_size["results"][name] for name in ("hpo_ray, each step", "hpo_ray, buffered"))
     call_ms = (each.cost - together.cost) / (1 - 1 / together.per_call)
     result_ms = each.cost - call_ms
     print(f"a call {call_ms:.2f} ms, a result {result_ms:.3f} ms\n\n{limits(call_ms, result_ms)}")
