@@ -1,6 +1,6 @@
 """From 1 to 4,096 virtual workers: how many are busy, and how soon is the target reached? ASHA, Hyperband and PBT.
 
-python experiments/scale/simulate.py            # some 15 minutes on one core; appends to simulation.jsonl
+python experiments/scale/simulate.py            # some 20 minutes of one core; appends to simulation.jsonl
 python experiments/scale/simulate.py --quick    # up to 64 workers, one seed; prints, writes nothing
 
 A study that is in simulation.jsonl is not run again, so that an interrupted run goes on. `report.py` makes the tables.
