@@ -200,7 +200,7 @@ def _submit(typed: list[str]) -> int:
     options = parser.parse_intermixed_args(typed)
     from hpo_ray.clusters.submission import submission_of
 
-    cluster, submission = submission_of(options.overrides, options.config_dir, options.config_name, options.render)
+    cluster, submission = submission_of(options.overrides, options.config_dir, options.config_name)
     if options.render:
         print(cluster.render(submission), end="")
         return 0

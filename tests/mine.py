@@ -587,6 +587,18 @@ class Slow(DictCheckpoint):
         return super().step()
 
 
+class SlowUntil(DictCheckpoint):
+    """Takes its time until the file `task.args.path` is there."""
+
+    def step(self):
+        """One step."""
+        from hpo_ray import get_context
+
+        if not os.path.exists(get_context().args["path"]):
+            time.sleep(0.3)
+        return super().step()
+
+
 class Sluggish(DictCheckpoint):
     """A step takes a while."""
 
@@ -616,3 +628,31 @@ class Suicidal(DictCheckpoint):
         if get_context().number == 2 and self.steps == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().step()
+
+
+class OnNodes(Learns):
+    """Reports on which node it runs. On `task.args.victim` no trial gets beyond its first step.
+
+    None does elsewhere, until one has come so far there; with `task.args.known`, ids of nodes, until one runs on a node
+    that is not among them.
+    """
+
+    def step(self):
+        """One step."""
+        import ray
+
+        from hpo_ray import get_context
+
+        args = get_context().args
+        if "victim" not in args:
+            return super().step()
+        node, known = ray.get_runtime_context().get_node_id(), args.get("known")
+        held, used = (os.path.join(args["path"], name) for name in ("held", "used"))
+        if known is not None and node not in known:
+            open(used, "w").close()
+        if self.iteration >= 1:
+            if node == args["victim"]:
+                open(held, "w").close()
+            while node == args["victim"] or not os.path.exists(held if known is None else used):
+                time.sleep(0.01)
+        return {**super().step(), "node": node}

@@ -40,18 +40,21 @@ class Archive:
 
         Args:
             folder: the working directory.
-            excludes: patterns of files that are left out, as in a .gitignore; beside those of the folder's own
-                .gitignore and .rayignore files.
+            excludes: patterns of files that are left out, as in a .gitignore; before those of the folder's own
+                .gitignore and .rayignore files. What a pattern with `!` names is taken along.
             most_bytes: how much may be sent, before it is compressed.
 
         Raises:
-            ConfigError: there is no such folder, or it holds more; the message names what is large.
+            ConfigError: there is no such folder, it can't be read, or it holds more; the message names what is large.
         """
         if not folder.is_dir():
             raise ConfigError(
                 f"cluster.runtime_env.working_dir={folder}: no such folder", key="cluster.runtime_env.working_dir"
             )
-        files = tuple(sorted(_files(folder, [*LEFT_OUT, *excludes])))
+        try:
+            files = tuple(sorted(_files(folder, [*LEFT_OUT, *excludes])))
+        except OSError as error:
+            raise _unreadable(folder, error) from None
         total = sum(size for _, size in files)
         if total > most_bytes:
             largest = sorted(_by_entry(files).items(), key=lambda item: -item[1])[:_SHOWN]
@@ -70,14 +73,22 @@ class Archive:
         return sum(size for _, size in self.files)
 
     def write(self, path: Path) -> None:
-        """Writes the archive: the same bytes for the same files, so that it is uploaded once."""
+        """Writes the archive: the same bytes for the same files, so that it is uploaded once.
+
+        Raises:
+            ConfigError: a file can't be read.
+        """
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, _ in self.files:
                 source = self.folder / name
+                try:
+                    mode, content = source.stat().st_mode, source.read_bytes()
+                except OSError as error:
+                    raise _unreadable(self.folder, error) from None
                 entry = zipfile.ZipInfo(name, _TIME)
                 entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = (source.stat().st_mode & 0o777) << 16
-                archive.writestr(entry, source.read_bytes())
+                entry.external_attr = (mode & 0o777) << 16
+                archive.writestr(entry, content)
 
 
 def megabytes(size: int) -> str:
@@ -85,18 +96,28 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def _unreadable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cluster.runtime_env.working_dir={folder}: {error.filename} can't be read: {error.strerror}; leave it out, "
+        f"cluster.excludes=[NAME]",
+        key="cluster.runtime_env.working_dir",
+    )
+
+
 def _files(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[str, int]]:
     try:
         from pathspec import GitIgnoreSpec
     except ImportError:
         raise ConfigError("submit needs more packages: pip install 'hpo_ray[cluster]'", key="cluster") from None
-    yield from _walk(folder, "", [("", GitIgnoreSpec.from_lines(patterns))], GitIgnoreSpec)
+    yield from _walk(folder, "", [("", GitIgnoreSpec.from_lines(patterns))])
 
 
-def _walk(
-    folder: Path, below: str, specs: list[tuple[str, GitIgnoreSpec]], spec_class: type[GitIgnoreSpec]
-) -> Iterator[tuple[str, int]]:
-    """The files below a folder that none of the patterns leaves out; those of a folder count for what is below it."""
+def _walk(folder: Path, below: str, specs: list[tuple[str, GitIgnoreSpec]]) -> Iterator[tuple[str, int]]:
+    """The files below a folder that the patterns don't leave out.
+
+    The patterns of a folder count for what is below it, and before those of the folders above, as git has it; those
+    that were typed count before all.
+    """
     lines = [
         line
         for name in IGNORE_FILES
@@ -104,16 +125,18 @@ def _walk(
         for line in (folder / below / name).read_text(encoding="utf-8", errors="replace").splitlines()
     ]
     if lines:
-        specs = [*specs, (below, spec_class.from_lines(lines))]
+        specs = [specs[0], (below, type(specs[0][1]).from_lines(lines)), *specs[1:]]
     with os.scandir(folder / below) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
     for entry in found:
         name = f"{below}{entry.name}"
         is_folder = entry.is_dir(follow_symlinks=False)
-        if any(spec.match_file(name[len(base) :] + ("/" if is_folder else "")) for base, spec in specs):
+        path = name + ("/" if is_folder else "")
+        said = (spec.check_file(path[len(base) :]).include for base, spec in specs)
+        if next((left_out for left_out in said if left_out is not None), False):
             continue
         if is_folder:
-            yield from _walk(folder, f"{name}/", specs, spec_class)
+            yield from _walk(folder, path, specs)
         elif entry.is_file():  # what a link leads to is sent as a file; a link to a folder is left out
             yield name, entry.stat().st_size
 

@@ -136,6 +136,7 @@ class Submission:
         drives: whether its trials run on the cluster; otherwise in the process of the job.
         concurrency: the most trials at a time that were asked for; None if it was left to the cluster.
         env_vars: environment variables that the job needs besides those of its configuration.
+        of_here: whether `root` was typed as a folder of this machine, which the cluster may see or not.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Submission:
     drives: bool = True
     concurrency: int | None = None
     env_vars: Mapping[str, str] = field(default_factory=dict)
+    of_here: bool = False
 
     def entrypoint(self, grow_to: int | None, python: str = "python") -> str:
         """The command line of the job. It replaces its shell, so that it hears signals itself."""
@@ -156,9 +158,6 @@ class Submission:
 
 class Remote(Cluster):
     """A cluster that whole commands are sent to. What is sent, sending it and reading the reply are three steps."""
-
-    shares_folders: ClassVar[bool] = False
-    """Whether a folder of here may be one of the cluster, too; the job finds out by a file, see `SEEN`."""
 
     @abstractmethod
     def render(self, submission: Submission) -> str:

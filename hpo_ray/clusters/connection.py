@@ -9,7 +9,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def connect(cluster: Attach) -> None:
     Raises:
         ConfigError: nothing answers, or it is no Ray cluster, or one of another version or with another token.
     """
-    from hpo_ray.executors.internals import on_loopback
+    from hpo_ray.executors.internals import few_tries, on_loopback
 
     key = "cluster.address"
     address = _of_this_machine() if cluster.address == "auto" else cluster.address
@@ -42,7 +42,7 @@ def connect(cluster: Attach) -> None:
     here = on_loopback() if host in ("127.0.0.1", "localhost") else nullcontext()
     try:
         # Ray takes the machine's own address for 127.0.0.1 otherwise, where a head on loopback doesn't listen.
-        with here:
+        with here, few_tries():
             ray.init(
                 address=address,
                 log_to_driver=False,
@@ -71,7 +71,8 @@ def _of_this_machine() -> str:
     from hpo_ray.executors.internals import local_heads
 
     key = "cluster.address"
-    if given := os.environ.get("RAY_ADDRESS"):
+    given = os.environ.get("RAY_ADDRESS", "auto")
+    if given not in ("", "auto"):
         return given
     heads = local_heads()
     if len(heads) == 1:
@@ -112,7 +113,7 @@ def _reach(address: str) -> str:
             key,
         ) from None
     page = http.client.HTTPConnection(host, int(port), timeout=_ANSWER_S)
-    with suppress(OSError, http.client.HTTPException):
+    with closing(page), suppress(OSError, http.client.HTTPException):
         page.request("GET", "/api/version")
         page.getresponse()  # the head's own port doesn't speak so
         raise ConfigError(
@@ -163,18 +164,21 @@ def check_nodes(trainable: Any, root: Path | Location) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     # By value, since a node may not have hpo_ray, which is one of the things to find out.
     ray.cloudpickle.register_pickle_by_value(importlib.import_module(probe.__name__))
+    asked = {}
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(probe.look)
-        asked = {}
         for node in nodes:
             where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             mark = f"{token}-{node['NodeID']}"
             asked[look.options(scheduling_strategy=where).remote(str(root), mark, modules, _MUST_AGREE)] = node, mark
         ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_S)
-        for future, (node, mark) in asked.items():
+        for future, (node, mark) in list(asked.items()):
             _check_node(future, node, root, mark)
+            del asked[future]
     finally:
         ray.cloudpickle.unregister_pickle_by_value(importlib.import_module(probe.__name__))
+        for _, mark in asked.values():  # of those that were not looked at, or refused
+            _took(root, mark)
 
 
 def _check_node(future: Any, node: Mapping[str, Any], root: Path | Location, mark: str) -> None:

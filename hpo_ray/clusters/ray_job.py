@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import logging
+import math
 import os
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hpo_ray.clusters.archive import Archive, megabytes
 from hpo_ray.clusters.base import SEEN, Remote, RuntimeEnv, Submission, checked_grow_to
-from hpo_ray.clusters.rendering import matching
-from hpo_ray.errors import ConfigError
+from hpo_ray.clusters.dashboard import is_url, reach
+from hpo_ray.clusters.rendering import matching, whole
+from hpo_ray.errors import ConfigError, StudyError
+from hpo_ray.store.urls import without_password
 from hpo_ray.view import count
 
-_ANSWER_S = 5.0
-"""How long the dashboard may take to answer. It is asked twice, so nothing takes longer than ten seconds."""
 _AGENT_S = 60.0
 """How long a cluster that has just started may take until it accepts jobs."""
+_LOST_S = 60.0
+"""How long a dashboard that has answered before may stay away."""
 _LOOK_AGAIN_S = 0.5
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STOPPED = 143
@@ -53,7 +55,6 @@ class RayJob(Remote):
     """
 
     name = "ray_job"
-    shares_folders = True
 
     def __init__(
         self,
@@ -62,35 +63,37 @@ class RayJob(Remote):
         runtime_env: Mapping[str, Any] | None = None,
         excludes: Sequence[str] = (),
         max_upload_mb: float = 100,
-        stop_grace_s: float = 30,
+        stop_grace_s: int = 30,
         python: str = "python",
     ) -> None:
         key = "cluster.address"
-        if not isinstance(address, str) or not address.startswith(("http://", "https://")):
+        if not isinstance(address, str) or not is_url(address):
             raise ConfigError(
                 f"{key}={address}: jobs go to the cluster's dashboard, {key}=http://HOST:8265; for HOST:6379, its "
                 f"head, use run with cluster=attach",
                 key,
             )
-        if "@" in address.partition("://")[2].partition("/")[0]:
+        if "@" in urlsplit(address).netloc:
             raise ConfigError(f"{key}: has a password in it, which logs would show; use RAY_AUTH_TOKEN", key)
         if not isinstance(excludes, Sequence) or isinstance(excludes, str):
             raise ConfigError(f"cluster.excludes={excludes!r}: must be a list of patterns", key="cluster.excludes")
-        for name, value in (("max_upload_mb", max_upload_mb), ("stop_grace_s", stop_grace_s)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                raise ConfigError(f"cluster.{name}={value!r}: must be a number > 0", key=f"cluster.{name}")
+        number = isinstance(max_upload_mb, int | float) and not isinstance(max_upload_mb, bool)
+        if not number or not 0 < max_upload_mb < math.inf:
+            raise ConfigError(
+                f"cluster.max_upload_mb={max_upload_mb!r}: must be a number > 0", key="cluster.max_upload_mb"
+            )
         self.address = address.rstrip("/")
         self.grow_to = checked_grow_to(grow_to)
         self.runtime_env = RuntimeEnv.of(runtime_env or {})
         self.excludes = tuple(str(pattern) for pattern in excludes)
         self.max_upload_mb = max_upload_mb
-        self.stop_grace_s = stop_grace_s
+        self.stop_grace_s = whole("cluster.stop_grace_s", stop_grace_s, least=1)  # Ray takes no parts of seconds
         self.python = matching("cluster.python", python, r"\S+", "/opt/venv/bin/python")
 
     def render(self, submission: Submission) -> str:
         """The request for the job, as JSON; without secrets, and before a folder becomes an archive."""
-        request = self._request(submission, self.runtime_env.shown())
-        return json.dumps({"address": self.address, **request}, indent=2) + "\n"
+        shown = replace(submission, arguments=tuple(map(without_password, submission.arguments)))
+        return json.dumps({"address": self.address, **self._request(shown, self.runtime_env.shown())}, indent=2) + "\n"
 
     def _request(self, submission: Submission, variables: Mapping[str, str]) -> dict[str, Any]:
         environment: dict[str, Any] = {}
@@ -100,7 +103,7 @@ class RayJob(Remote):
             environment["pip"] = list(self.runtime_env.pip)
         environment["env_vars"] = {
             "PYTHONUNBUFFERED": "1",
-            "RAY_JOB_STOP_WAIT_TIME_S": f"{self.stop_grace_s:g}",
+            "RAY_JOB_STOP_WAIT_TIME_S": str(self.stop_grace_s),
             **submission.env_vars,
             **variables,
         }
@@ -112,7 +115,7 @@ class RayJob(Remote):
 
     def submit(self, submission: Submission, detach: bool) -> int:
         """Uploads, sends, follows; see `Remote`. The exit code is the job's, 143 of one that was stopped."""
-        request = self._request(submission, self.runtime_env.variables(os.environ))
+        variables = self.runtime_env.variables(os.environ)
         archive = None
         folder = self.runtime_env.working_dir
         if folder is not None and "://" not in folder:
@@ -127,7 +130,15 @@ class RayJob(Remote):
                 f"uploads    {archive.folder}: {count(len(archive.files), 'file')}, {megabytes(archive.size)}",
                 flush=True,
             )
-        send(client, job, request, archive)
+        seen = mark(Path(submission.root)) if submission.of_here else None
+        if seen is not None:
+            submission = replace(submission, env_vars={SEEN: str(seen)})
+        try:
+            send(client, job, self._request(submission, variables), archive)
+        except BaseException:
+            if seen is not None:
+                seen.unlink(missing_ok=True)
+            raise
         print(f"job        {job}\n{self._hints(job)}", flush=True)
         if detach:
             return 0
@@ -152,6 +163,8 @@ class RayJob(Remote):
 
             for module in ("dashboard_sdk", "job.sdk"):  # their own words of uploads and connections
                 logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+            for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray's client takes them before its argument
+                os.environ.pop(name, None)
             return JobSubmissionClient(self.address)
         except (ImportError, RuntimeError) as error:  # Ray's, of ray[tune] alone
             raise ConfigError(
@@ -165,63 +178,6 @@ class RayJob(Remote):
             f"  {what:<8} {token}ray job {command} {job} --address {self.address}"
             for what, command in (("follow", "logs --follow"), ("look", "status"), ("stop", "stop"))
         )
-
-
-def reach(address: str) -> str:
-    """The version of Ray that a dashboard runs; asks with the token only where one is asked for.
-
-    Raises:
-        ConfigError: nothing answers, or it is no dashboard, or it doesn't take the token.
-    """
-    key = "cluster.address"
-    token = ""
-    for _ in range(2):
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            with urllib.request.urlopen(
-                urllib.request.Request(f"{address}/api/version", headers=headers), timeout=_ANSWER_S
-            ) as reply:
-                return str(json.loads(reply.read())["ray_version"])
-        except urllib.error.HTTPError as error:
-            if error.code == 401 and not token:
-                token = _token(address)
-                os.environ["RAY_AUTH_MODE"] = "token"  # read when Ray is imported, which comes later
-                continue
-            if error.code in (401, 403):
-                raise ConfigError(
-                    f"{key}={address}: does not take the token that is set here, in RAY_AUTH_TOKEN, the file "
-                    f"RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token; set the cluster's",
-                    key,
-                ) from None
-            raise ConfigError(
-                f"{key}={address}: answers {error.code} to /api/version; is it a dashboard?", key
-            ) from None
-        except (ValueError, KeyError, TypeError, http.client.HTTPException):
-            raise ConfigError(f"{key}={address}: answers, but is no dashboard of Ray (8265 by default)", key) from None
-        except OSError as error:
-            why = getattr(error, "reason", error)
-            raise ConfigError(
-                f"{key}={address}: can't be reached: {getattr(why, 'strerror', None) or why} (tried GET /api/version "
-                f"for {_ANSWER_S:g} s). Is the cluster up, and a port forwarded: ssh -L 8265:localhost:8265 HEAD, or "
-                f"kubectl port-forward service/HEAD 8265?",
-                key,
-            ) from None
-    raise AssertionError("unreachable")
-
-
-def _token(address: str) -> str:
-    """The token for Ray clusters, from where Ray itself takes it."""
-    if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return text
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        raise ConfigError(
-            f"cluster.address={address}: asks for a token, and there is none here; set RAY_AUTH_TOKEN, or put the "
-            f"cluster's into {path}",
-            key="cluster.address",
-        ) from None
 
 
 def send(client: Any, job: str, request: Mapping[str, Any], archive: Archive | None) -> None:
@@ -252,28 +208,51 @@ def send(client: Any, job: str, request: Mapping[str, Any], archive: Archive | N
 
 
 def follow(client: Any, job: str) -> int:
-    """Prints what a job prints, until it has ended; its exit code."""
-    shown = 0
+    """Prints what a job prints, until it has ended; its exit code.
+
+    Raises:
+        StudyError: the dashboard has gone, and with it what it knows of the job.
+    """
+    log, heard = _Log(client, job), time.monotonic()
     while True:
+        # Ray raises RuntimeError, its libraries many others, when a connection breaks or the dashboard starts again.
         try:
-            shown = asyncio.run(_tail(client, job, shown))
-        except (OSError, RuntimeError):  # the connection broke; what was printed comes again, and is skipped
+            asyncio.run(log.show())
+        except BrokenPipeError:  # nobody reads what is shown
+            raise
+        except Exception:
             pass
-        info = client.get_job_info(job)
-        if str(getattr(info.status, "value", info.status)) in _ENDED:
-            return parse(info)
+        try:
+            info = client.get_job_info(job)
+        except Exception as error:
+            if time.monotonic() - heard > _LOST_S:
+                said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                raise StudyError(
+                    f"{job}: its cluster has not answered for {_LOST_S:g} s, so it can't be followed: {said}"
+                ) from None
+        else:
+            heard = time.monotonic()
+            if str(getattr(info.status, "value", info.status)) in _ENDED:
+                return parse(info)
         time.sleep(_LOOK_AGAIN_S)
 
 
-async def _tail(client: Any, job: str, shown: int) -> int:
-    """Prints a job's log from a place on; how far it came."""
-    place = 0
-    async for text in client.tail_job_logs(job):
-        if place + len(text) > shown:
-            print(text[max(0, shown - place) :], end="", flush=True)
-            shown = place + len(text)
-        place += len(text)
-    return shown
+class _Log:
+    """What a job prints. It comes from its start with each connection; what was shown of it is skipped."""
+
+    def __init__(self, client: Any, job: str) -> None:
+        self._client, self._job = client, job
+        self._shown = 0
+
+    async def show(self) -> None:
+        """Prints what is new, as it comes."""
+        place = 0
+        async for text in self._client.tail_job_logs(self._job):
+            new = text[max(0, self._shown - place) :]
+            place += len(text)
+            if new:
+                self._shown = place
+                print(new, end="", flush=True)
 
 
 def parse(info: Any) -> int:
@@ -296,7 +275,7 @@ def parse(info: Any) -> int:
     return int(info.driver_exit_code) or 1
 
 
-def mark(root: Path) -> dict[str, str]:
+def mark(root: Path) -> Path:
     """Leaves a file in a folder of here, for the job to find.
 
     A relative `study.root` means a folder of this machine. Where the cluster is this machine, or shares its file
@@ -308,7 +287,7 @@ def mark(root: Path) -> dict[str, str]:
         path.touch()
     except OSError as error:
         raise ConfigError(f"study.root={root}: can't be written: {error.strerror}", "study.root") from None
-    return {SEEN: str(path)}
+    return path
 
 
 def check_mark() -> None:

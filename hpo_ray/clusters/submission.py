@@ -17,16 +17,13 @@ if TYPE_CHECKING:
 _VERBS = ("run", "resume", "compare")
 
 
-def submission_of(
-    words: Sequence[str], config_dir: str | None, config_name: str | None, render: bool = False
-) -> tuple[Remote, Submission]:
+def submission_of(words: Sequence[str], config_dir: str | None, config_name: str | None) -> tuple[Remote, Submission]:
     """What `submit WORDS` asks for.
 
     Args:
         words: the verb of the job if it isn't `run`, its path if that is `resume`, and overrides.
         config_dir: see `config.load`.
         config_name: see `config.load`.
-        render: whether it is only looked at: nothing is written.
 
     Raises:
         ConfigError: the study can't be, or the cluster isn't one that commands are sent to.
@@ -39,18 +36,17 @@ def submission_of(
     of_cluster = [word for word in words if word.lstrip("+~").startswith(("cluster=", "cluster."))]
     rest = [word for word in words if word not in of_cluster]
     cluster = _cluster(of_cluster, config_dir, config_name)
+    _check_own(config_dir, config_name)
     flags = [f"--{name}={value}" for name, value in (("config-dir", config_dir), ("config-name", config_name)) if value]
     if verb == "resume":
         return cluster, _resumed(path, rest, flags, config_dir)
     draft = _checked(verb, rest, config_dir, config_name)
-    root, variables = draft.root, {}
-    if draft.location is None and not root.is_absolute():
+    if not _drives(draft):
+        rest = [*rest, "cluster=local"]  # also where the configuration itself says another
+    root, of_here = draft.root, draft.location is None and not draft.root.is_absolute()
+    if of_here:
         root = root.resolve()
         rest = [*(word for word in rest if not word.startswith(("study.root=", "store.root="))), f"study.root={root}"]
-        if cluster.shares_folders and not render:
-            from hpo_ray.clusters.ray_job import mark
-
-            variables = mark(root)
     return cluster, Submission(
         name=draft.name or f"{draft.task.name}-{draft.method}",
         arguments=(*([] if verb == "run" else [verb]), *flags, *rest),
@@ -58,7 +54,7 @@ def submission_of(
         resources=draft.resources,
         drives=_drives(draft),
         concurrency=draft.budget.concurrency,
-        env_vars=variables,
+        of_here=of_here,
     )
 
 
@@ -71,6 +67,16 @@ def _cluster(of_cluster: Sequence[str], config_dir: str | None, config_name: str
             key="cluster",
         )
     return cluster
+
+
+def _check_own(config_dir: str | None, config_name: str | None) -> None:
+    """Refuses a configuration that gives keys of the cluster itself: the job, which starts from it, would have them."""
+    if kept := [name for name in load(["cluster=local"], config_dir, config_name).cluster if name != "_target_"]:
+        raise ConfigError(
+            f"cluster.{kept[0]}: stands in --config-name {config_name} itself, so that the job would have it, too; "
+            f"type it, or put it into a file of the group, {config_dir}/cluster/NAME.yaml, and say cluster=NAME",
+            key=f"cluster.{kept[0]}",
+        )
 
 
 def _checked(verb: str, rest: Sequence[str], config_dir: str | None, config_name: str | None) -> Draft:

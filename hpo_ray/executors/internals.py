@@ -77,6 +77,7 @@ __all__ = [
     "check_ray",
     "copy_checkpoint",
     "empty_save",
+    "few_tries",
     "join_thread",
     "last_metrics",
     "load_class",
@@ -143,7 +144,7 @@ _USED: dict[Any, tuple[str, ...]] = {
     Trainable: ("save", "restore", "save_checkpoint", "load_checkpoint"),
     FunctionTrainable: ("setup", "cleanup", "reset_config", "_setup_logdir", "get_auto_filled_metrics"),
     _session: ("_session", "get_session"),
-    _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"),
+    _constants: ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR", "NUM_REDIS_GET_RETRIES"),
     _services: ("find_gcs_addresses",),
     TrackedActor: ("set_on_start", "set_on_stop", "set_on_error"),
     Trial: (
@@ -191,6 +192,16 @@ def on_loopback() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = typed
+
+
+@contextmanager
+def few_tries(number: int = 5) -> Iterator[None]:
+    """Within it, Ray gives up a head that doesn't take its token after so many tries, one a second, and not 20."""
+    before, _constants.NUM_REDIS_GET_RETRIES = _constants.NUM_REDIS_GET_RETRIES, number
+    try:
+        yield
+    finally:
+        _constants.NUM_REDIS_GET_RETRIES = before
 
 
 def local_heads() -> list[str]:
@@ -460,6 +471,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
     _wrapper: Any = None
     _leaving: dict[Trial, bool] | None = None
     """In a study that is interrupted, the trials that are still to be saved; and whether they have been asked to."""
+    _worth_saving: Callable[[Trial], bool] = staticmethod(lambda trial: False)
+    """In such a study: whether a trial has something to save."""
     checkpoint_is_due: Callable[[Trial], bool] = staticmethod(lambda trial: False)
     """Whether a trial that goes on is to be saved after its last report."""
     study_error: StudyError | None = None
@@ -574,6 +587,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             worth_it: whether a trial has something to save.
             until_s: when to give up, by `time.monotonic`.
         """
+        self._worth_saving = worth_it
         self._leaving = {trial: False for trial in self._running_trials if trial in self._trial_to_actor}
         manager, interrupted = self._actor_manager, None
         if self._in_process:
@@ -602,7 +616,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
                     on_result=self._on_training_result,
                     on_error=self._trial_task_failure,
                 )
-        elif self._leaving.get(trial) is False:
+        elif not self._leaving.get(trial, not self._worth_saving(trial)):  # also one whose report has just come
             self._leaving[trial] = True
             self._schedule_trial_save(trial)
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -476,56 +471,3 @@ def on_ray(folder: Path, method: str, faults: str, *more: str) -> StudyResult:
         "budget.concurrency=3",
     ]
     return run_study([*overrides, f"task.args.faults={faults}", "budget.trial_timeout_s=3", *more], folder)
-
-
-NODE = """
-import os, sys, threading, time
-from pathlib import Path
-import hpo_ray.executors
-import ray
-from ray.cluster_utils import Cluster
-from hpo_ray.testing import run_study
-
-folder, path = Path(sys.argv[1]), sys.argv[2]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-second = cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
-
-def lose():
-    log = folder / "custom-random-1" / "events.jsonl"
-    while not (log.exists() and all(f'"reported", "trial_id": "0000{n}"' in log.read_text() for n in (0, 1))):
-        time.sleep(0.1)
-    cluster.remove_node(second, allow_graceful=False)
-
-threading.Thread(target=lose, daemon=True).start()
-run_study(sys.argv[3:], folder)
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("retries", [0, 1])
-def test_a_worker_that_dies_with_its_node_costs_its_trial_or_nothing(folder: Path, retries: int) -> None:
-    """Of two nodes with a core each one goes in the middle of the study; the trials go on on the other."""
-    temp = tempfile.mkdtemp(prefix="hr", dir="/tmp")
-    overrides = [*own("Slow"), "method=random", "budget.trials=4", "task.max_resource=6", "executor=ray"]
-    overrides.append(f"failure.max_retries={retries}")
-    path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2))
-    child = subprocess.run(
-        [sys.executable, "-c", NODE, str(folder), path, *overrides],
-        env={**os.environ, "RAY_TMPDIR": temp},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    shutil.rmtree(temp, ignore_errors=True)
-    assert child.returncode == 0, child.stderr[-3000:]
-    result = load_study(folder / "custom-random-1")
-    check_ended(result)
-    events = read(result.path / FILE_NAME)
-    hit = [e for e in events if isinstance(e, TrialRetried) or (isinstance(e, TrialEnded) and e.state == "failed")]
-    assert len(hit) == 1 and str(hit[0].error).startswith("the worker died")
-    assert [trial.state for trial in result.trials].count("failed") == 1 - retries
-    assert all(trial.resource == 6 for trial in result.trials if trial.state == "completed")
