@@ -21,6 +21,8 @@ class Executor(ABC):
     name: ClassVar[str]
     in_memory: ClassVar[bool] = False
     """Whether checkpoints stay in memory and go with the study."""
+    report_every_s: float = 0.0
+    """Seconds of training that a trial may report together where nothing is to be decided in between."""
 
     @abstractmethod
     def start(self, request: Request) -> int:

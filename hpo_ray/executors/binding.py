@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import math
 import os
 import re
 import shutil
@@ -17,11 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, ClassVar, TextIO, cast
 
 from ray.tune import PlacementGroupFactory
-from ray.tune.result import TIME_THIS_ITER_S, TIME_TOTAL_S, TRIAL_ID, TRIAL_INFO
+from ray.tune.result import (
+    DONE,
+    SHOULD_CHECKPOINT,
+    TIME_THIS_ITER_S,
+    TIME_TOTAL_S,
+    TRAINING_ITERATION,
+    TRIAL_ID,
+    TRIAL_INFO,
+)
 from ray.tune.trainable import FunctionTrainable, Trainable, wrap_function
+from ray.tune.utils import flatten_dict
 
 from hpo_ray.executors.deadline import TrialTimeout, deadline
 from hpo_ray.executors.disk import is_full
@@ -96,7 +107,11 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
     """The user's class, for processes in which Ray Tune doesn't run it."""
     can_save: ClassVar[bool]
     can_reset: ClassVar[bool]
+    _time_attr: ClassVar[str]
+    """Name of the reported value that counts resource."""
 
+    _untold: BaseException | None = None
+    """What a step has raised of which the driver doesn't know yet."""
     _unread: WatchedCheckpoint | None = None
     """The checkpoint that a function was given, until it has reported."""
 
@@ -114,6 +129,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
 
     def train(self) -> dict[str, Any]:
         """One step, in the trial's scope."""
+        self._raise_untold()
         with self._scope("no report for"):
             try:
                 return cast("dict[str, Any]", super().train())
@@ -126,8 +142,41 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
             finally:
                 self._unread = None
 
+    def train_buffered(self, seconds: float, resource: int) -> list[tuple[dict[str, Any], float]]:
+        """Steps up to a resource, or until a step ends after so many seconds; at least one.
+
+        In place of Ray's own, which counts reports, and loses them when a later step raises: here the next call raises.
+        A report after which the driver may have to do something is the last one, before a step too many: one that ends
+        the trial, comes with a checkpoint, or holds a number that is not finite.
+
+        Returns:
+            (report, seconds since the step ended) of each step, the last one last.
+        """
+        started = monotonic()
+        reports: list[tuple[dict[str, Any], float]] = []
+        goes_on = True
+        while goes_on:
+            try:
+                report = self.train()
+            except BaseException as error:  # SystemExit, too: Ray ends the process then, and with it what is here
+                if not reports:
+                    raise
+                self._untold = error
+                break
+            now = monotonic()
+            reports.append((report, now))
+            goes_on = now - started < seconds and _leads_nowhere(report, self._time_attr, resource)
+        ended = monotonic()
+        return [(report, ended - at) for report, at in reports]
+
+    def _raise_untold(self) -> None:
+        error, self._untold = self._untold, None
+        if error is not None:
+            raise error
+
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """A checkpoint, written beside its final place; an empty one if the user's class has no `save_checkpoint`."""
+        self._raise_untold()  # its state is that in the middle of a step
         with self._scope("saving took more than"):
             try:
                 return self._save(checkpoint_dir)
@@ -226,6 +275,7 @@ class BoundTrainable(Trainable):  # type: ignore[misc]  # ray ships no types
             self._output = _OutputFile(Path(storage.trial_working_directory, OUTPUT_FILE), storage.bring_output)
         self._folder: str | None = None
         self._unread = None
+        self._untold = None
         self._hung = False
 
     def _wait_for_gpus(self, config: dict[str, Any]) -> None:
@@ -324,13 +374,34 @@ def readable(text: str) -> str:
     return "\n".join(kept)
 
 
-def bind(trainable: Callable[..., Any] | type, context: TrialContext, timeout_s: float | None = None) -> type:
+def _leads_nowhere(report: dict[str, Any], time_attr: str, resource: int) -> bool:
+    """Whether nothing can come of a report but that its trial goes on."""
+    flat = flatten_dict({name: value for name, value in report.items() if name != "config"})
+    # Without a resource it is no report: a function has returned, or the driver has something to say about it.
+    if time_attr not in flat or flat[time_attr] >= resource or flat.get(DONE) or flat.get(SHOULD_CHECKPOINT):
+        return False
+    return all(_is_finite(value) for value in flat.values())
+
+
+def _is_finite(value: Any) -> bool:
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of numpy's or torch's
+        value = value.item()
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def bind(
+    trainable: Callable[..., Any] | type,
+    context: TrialContext,
+    timeout_s: float | None = None,
+    time_attr: str = TRAINING_ITERATION,
+) -> type:
     """The class that Ray runs for a user's trainable.
 
     Args:
         trainable: a function `train(config)` or a subclass of `ray.tune.Trainable`.
         context: what all trials of the study share; each gets it with its own number.
         timeout_s: seconds after which each call of it is interrupted; None where something else sees to that.
+        time_attr: name of the reported value that counts resource.
     """
     base = trainable if isinstance(trainable, type) else wrap_function(trainable)
     can_reset = _has(base, "reset_config")
@@ -338,6 +409,7 @@ def bind(trainable: Callable[..., Any] | type, context: TrialContext, timeout_s:
         "study_context": context,
         "timeout_s": timeout_s,
         "own_class": base,
+        "_time_attr": time_attr,
         "can_save": can_save(base),
         "can_reset": can_reset,
     }

@@ -52,6 +52,7 @@ from ray.tune.result import (
     TRAINING_ITERATION,
     TRIAL_ID,
 )
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.trainable import FunctionTrainable, Trainable
 
 from hpo_ray.best import CONFIG_FILE
@@ -463,6 +464,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         actor_manager: what runs the trainables in place of Ray's actors.
         trial_timeout_s: seconds after which a trial has failed whose actor doesn't answer; None for no limit. Whoever
             else runs the trainables sees to that itself.
+        report_every_s: steps about which nothing has to be decided are reported together, after so many seconds. The
+            scheduler is then a `Recorder`, which knows how far a trial may go. 0: each step is reported at once.
     """
 
     _wrapper: Any = None
@@ -490,6 +493,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         max_pending: int,
         actor_manager: Any = None,
         trial_timeout_s: float | None = None,
+        report_every_s: float = 0.0,
     ) -> None:
         super().__init__(
             search_alg=search_alg, scheduler=scheduler, callbacks=callbacks, storage=storage, reuse_actors=True
@@ -510,6 +514,9 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         self._hanging: set[TrackedActor] = set()
         """Actors to be killed."""
         self._look_again_s = 0.0
+        self._report_every_s = report_every_s
+        self._more_to_come = False
+        """Whether the trial has trained on since the report that is being processed."""
 
     def _wrapped(self) -> Any:
         """What Ray hands to schedulers in place of the controller; Ray makes one anew for each call of a scheduler."""
@@ -596,9 +603,19 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
                 break
 
     def _schedule_trial_train(self, trial: Trial) -> None:
-        """The next step; in a study that is interrupted, the last save."""
+        """The next step, or the next ones; in a study that is interrupted, the last save."""
         if self._leaving is None:
-            super()._schedule_trial_train(trial)
+            until = self._scheduler_alg.goes_to(trial) if self._report_every_s else None
+            if until is None:
+                super()._schedule_trial_train(trial)
+            else:
+                self._schedule_trial_task(
+                    trial,
+                    "train_buffered",
+                    (self._report_every_s, until),
+                    on_result=self._on_training_result,
+                    on_error=self._trial_task_failure,
+                )
         elif not self._leaving.get(trial, not self._worth_saving(trial)):  # also one whose report has just come
             self._leaving[trial] = True
             self._schedule_trial_save(trial)
@@ -609,8 +626,9 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             self._leaving.pop(trial, None)
 
     def _checkpoint_trial_if_needed(self, trial: Trial, force: bool = False) -> None:
-        """Ray's own, and whenever the study says that it is time."""
-        super()._checkpoint_trial_if_needed(trial, force or self.checkpoint_is_due(trial))
+        """Ray's own, and whenever the study says that it is time; it would save what the trial is at now."""
+        if not self._more_to_come:
+            super()._checkpoint_trial_if_needed(trial, force or self.checkpoint_is_due(trial))
 
     def _mark_trial_to_checkpoint(self, trial: Trial) -> None:
         """Nothing to mark: see `checkpoint`. Ray would keep every trial's state twice."""
@@ -667,7 +685,8 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
         if not self._in_process:
             if self._trial_timeout_s is not None:
                 # A reset first ends the trial before, and then may build the trainable anew.
-                self._calls[trial] = method_name, time.monotonic() + (_START_S if method_name == "reset" else 0.0)
+                more_s = {"reset": _START_S, "train_buffered": self._report_every_s}.get(method_name, 0.0)
+                self._calls[trial] = method_name, time.monotonic() + more_s
                 on_result = on_result and partial(self._answered, on_result)
             return super()._schedule_trial_task(
                 trial, method_name, args, kwargs, on_result, on_error, _return_future=_return_future
@@ -714,7 +733,7 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             self._hanging.add(actor)
             actor.set_on_start(None)
             actor.set_on_error(None)
-            said = "no report for" if what == "train" else f"{_SAID_OF.get(what, what)} took more than"
+            said = "no report for" if what.startswith("train") else f"{_SAID_OF.get(what, what)} took more than"
             self._trial_task_failure(trial, TuneError(f"{said} {timeout_s:g} s (budget.trial_timeout_s)"))
 
     def _remove_actor(self, tracked_actor: TrackedActor) -> None:
@@ -726,11 +745,27 @@ class Controller(TuneController):  # type: ignore[misc]  # ray ships no types
             super()._remove_actor(tracked_actor)
 
     def _on_training_result(self, trial: Trial, result: Any) -> None:
-        """Ray's own for one result, without its text."""
-        if isinstance(result, list):
-            super()._on_training_result(trial, result)
-            return
-        self._process_trial_result(trial, result)
+        """Ray's own without its text, for one report and for those of several steps.
+
+        Nothing that needs the trial as it was is decided about a report but the last: see `Recorder.goes_to`. If it is
+        all the same, what comes after is dropped, as if it had not been trained.
+        """
+        if not isinstance(result, list):
+            self._process_trial_result(trial, result)
+        else:
+            recorder = self._scheduler_alg
+            arrived = recorder.clock()
+            try:
+                for number, (report, seconds_ago) in enumerate(result, 1):
+                    self._more_to_come = number < len(result)
+                    recorder.stepped_at = round(arrived - seconds_ago, 6)
+                    # Of one that was queued before, Ray would let a trial go on that is being saved now.
+                    self._queued_trial_decisions.pop(trial.trial_id, None)
+                    decision = self._process_trial_result(trial, report)
+                    if decision != TrialScheduler.CONTINUE or recorder.error is not None:
+                        break
+            finally:
+                self._more_to_come, recorder.stepped_at = False, None
         self._maybe_execute_queued_decision(trial, after_save=False)
 
     def _trial_task_failure(self, trial: Trial, exception: Exception) -> None:

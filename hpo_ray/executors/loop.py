@@ -62,7 +62,7 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
     else:
         check_resumable(study)
     timeout_s = study.executor.call_timeout(study.draft.budget.trial_timeout_s)
-    trainable = bind(study.trainable, study.context, timeout_s)
+    trainable = bind(study.trainable, study.context, timeout_s, study.time_attr)
     with signals_of(study.executor, view) as signals:
         resources, capacity = _start(study, trainable)
         signals.listen()
@@ -377,6 +377,7 @@ def _controller(this: _Run, recorder: Recorder) -> tuple[Controller, TrialSource
         max_pending=this.concurrency,
         actor_manager=study.executor.actor_manager(study.time_attr, budget.time_s, budget.trial_timeout_s),
         trial_timeout_s=budget.trial_timeout_s,
+        report_every_s=study.executor.report_every_s,
     )
     controller.checkpoint_is_due = recorder.checkpoint_is_due
     controller.max_lost_nodes = study.draft.config["failure"].get("max_lost_nodes", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,16 @@ class RayExecutor(Executor):
             them, it doesn't pin them.
         num_gpus: GPUs of the cluster; by default those of the machine.
         temp_dir: where Ray keeps its session; by default Ray's own choice, /tmp/ray.
+        report_every_s: steps of a trial that end within so many seconds are reported together, as far as nothing is to
+            be decided in between: up to the next rung, the next checkpoint that is due by its units, or the trial's
+            end. It spares this process, through which all reports go, a message for each; a step that takes longer is
+            reported by itself. Ends that count seconds may come so much later, and what a process that dies had not
+            reported yet is trained again. 0 reports each step at once, as do studies with `budget.target` and
+            schedulers of your own.
         cluster: where trials run; by default a cluster that is started here.
 
     Raises:
-        ConfigError: a number is negative or not whole, or given for a cluster that is not started here.
+        ConfigError: a number is negative, not whole where it must be, or given for a cluster that is not started here.
     """
 
     name = "ray"
@@ -47,6 +54,7 @@ class RayExecutor(Executor):
         num_cpus: int | None = None,
         num_gpus: int | None = None,
         temp_dir: str | None = None,
+        report_every_s: float = 0.5,
         cluster: Cluster | None = None,
     ) -> None:
         self._cluster = cluster or Local()
@@ -61,6 +69,14 @@ class RayExecutor(Executor):
                     f"{self._cluster.name} it runs already; leave it out",
                     key=f"executor.{key}",
                 )
+        number = isinstance(report_every_s, int | float) and not isinstance(report_every_s, bool)
+        if not number or not 0 <= report_every_s < math.inf:
+            raise ConfigError(
+                f"executor.report_every_s={report_every_s!r}: must be a number of seconds >= 0; 0 reports each step "
+                f"at once",
+                key="executor.report_every_s",
+            )
+        self.report_every_s = float(report_every_s)
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
         self.temp_dir = temp_dir

@@ -26,6 +26,7 @@ from hpo_ray.events import (
     Moved,
     Reported,
     StudyEnded,
+    StudyStarted,
     TrialAdded,
     TrialEnded,
     TrialRetried,
@@ -104,6 +105,9 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
             *(("task.constraints", name) for name in task.constraints),
         ]
         self._target = study.draft.budget.target
+        self._most_resource = study.draft.budget.resource
+        own = type(study.scheduler).on_trial_result is CoreScheduler.on_trial_result
+        self._asks_rarely = isinstance(study.scheduler, CoreScheduler) and own
         store = study.draft.config["store"]
         self._checkpoint_every: int | None = store["checkpoint_every"]
         self._checkpoint_every_s: float | None = store["checkpoint_every_s"]
@@ -115,6 +119,9 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
         """How far such a trial had come."""
         self._endings: dict[str, tuple[str, str]] = {}
         """(state, reason) of trials that are about to end because of their last report."""
+        self.stepped_at: float | None = None
+        """When the step ended whose report comes now, on `clock`; None: now."""
+        self._logged_at = 0.0
 
     def append(self, event: Event) -> None:
         """Writes an event to the log and takes it into account; what can't be written ends the study, with `error`.
@@ -135,6 +142,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 else StudyError(f"{self._folder}: the log can't be written: {error.strerror or error}")
             )
             return
+        if not isinstance(event, StudyStarted):  # its time is that of the calendar
+            self._logged_at = event.time
         self.state.apply(event)
         self._keeper.observe(event)
         if isinstance(event, Reported | TrialEnded):
@@ -275,7 +284,8 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
                 _trained(record, before, resource),
                 metrics,
                 float(result.get("time_this_iter_s", 0.0)),
-                self.clock(),
+                # A report of another trial that was read before may be the later one: the log's time doesn't go back.
+                self.clock() if self.stepped_at is None else max(self._logged_at, self.stepped_at),
                 resource <= self._again_until.get(trial.trial_id, 0),
             )
         )
@@ -293,6 +303,23 @@ class Recorder(TrialScheduler):  # type: ignore[misc]  # ray ships no types
 
     def _decided(self, trial: Trial, action: str) -> None:
         self.append(Decided(trial.trial_id, action, self._reason(trial), self._tags(trial), self.clock()))
+
+    def goes_to(self, trial: Trial) -> int | None:
+        """The resource that a trial may train to before anybody has to hear of it; None for one step.
+
+        Nothing is decided on the way there: no rung, no checkpoint that is due by its units, no end of the study. What
+        counts seconds (`budget.time_s`, `store.checkpoint_every_s`) is looked at when the reports have come.
+        """
+        if self._target is not None or not self._asks_rarely:
+            return None
+        record = self.state.trials.live(trial.trial_id)
+        position = self._goes_on_from.get(trial.trial_id, record.position)
+        until = min(self.scheduler.fold.next_decision(trial.trial_id), self._max_resource)
+        if self._checkpoint_every is not None and self._worth_saving(trial):
+            until = min(until, self._saved_at.get(trial.trial_id, (0, 0.0))[0] + self._checkpoint_every)
+        if self._most_resource is not None:
+            until = min(until, position + self._most_resource - (self.state.trained - self.state.again))
+        return until if until > position + 1 else None
 
     def checkpoint_is_due(self, trial: Trial) -> bool:
         """Whether a trial that goes on is to be saved now: after so many units, or seconds, since it was last."""

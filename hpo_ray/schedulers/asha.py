@@ -234,6 +234,11 @@ class ASHACore:
         member.running = False
         return Decision(Action.PAUSE, f"waits in {rung.name}")
 
+    def next_decision(self, trial_id: str) -> int:
+        """The rung of its bracket that it trains for."""
+        member = self._members[trial_id]
+        return 0 if member.done else self._rungs[member.bracket][member.rung].resource
+
     def end(self, trial_id: str, loss: float | None) -> None:
         """A trial that ended by itself ranks with its last loss; one that failed ranks last.
 

@@ -88,6 +88,13 @@ class SchedulerCore(Protocol):
     def report(self, trial_id: str, resource: int, loss: float) -> Decision:
         """A trial reported a loss at a resource. What is on record already is not changed by a second report."""
 
+    def next_decision(self, trial_id: str) -> int:
+        """The least resource at which a report of a running trial may be answered by anything but to go on.
+
+        One that the trial has passed already, such as 0, stands for its next report. A core without this method is
+        asked about each report.
+        """
+
     def end(self, trial_id: str, loss: float | None) -> None:
         """A trial ended by itself with this loss, or failed (None)."""
 

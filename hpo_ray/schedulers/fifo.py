@@ -46,6 +46,10 @@ class FIFOCore:
             return CONTINUE
         return Decision(Action.STOP, f"reached max_resource {self.max_resource}")
 
+    def next_decision(self, trial_id: str) -> int:
+        """`max_resource`."""
+        return self.max_resource
+
     def end(self, trial_id: str, loss: float | None) -> None:
         """Nothing to note."""
 

@@ -78,6 +78,15 @@ class SchedulerFold:
             self.reasons[trial_id] = decision.reason
         return decision
 
+    def next_decision(self, trial_id: str) -> int:
+        """The least resource at which a running trial may be paused or ended; see `SchedulerCore.next_decision`."""
+        standing = self.standing.get(trial_id)
+        if standing is None or not hasattr(self.core, "next_decision"):
+            return 0
+        if standing.decision.action is not Action.CONTINUE:  # it trains again up to there, where this is repeated
+            return standing.seen
+        return self.core.next_decision(trial_id)
+
     def advance(self, source_finished: bool, room: int) -> Moves:
         """Lets the core decide about the paused trials."""
         moves = self.core.advance(source_finished, room)

@@ -121,6 +121,11 @@ class HalvingCore:
             return Decision(Action.STOP, f"reached max_resource {self.max_resource}")
         return Decision(Action.PAUSE, f"waits at rung {ladder.rung} of bracket {ladder.index}")
 
+    def next_decision(self, trial_id: str) -> int:
+        """The current rung of its bracket."""
+        ladder = self._of[trial_id]
+        return ladder.target if trial_id in ladder.members else 0
+
     def end(self, trial_id: str, loss: float | None) -> None:
         """A trial that ended by itself ranks with its last loss; one that failed ranks last.
 

@@ -99,6 +99,10 @@ class MedianStoppingCore(FIFOCore):
             return CONTINUE
         return Decision(Action.STOP, f"worse than the median of {len(averages)} completed trials at {resource}")
 
+    def next_decision(self, trial_id: str) -> int:
+        """`min_resource`, and from there on each report."""
+        return self.min_resource
+
     def end(self, trial_id: str, loss: float | None) -> None:
         """A trial that ended counts from now on, as far as it got; one that failed does not."""
         curve = self._live.pop(trial_id, None)

@@ -9,6 +9,7 @@ Sources:
 from __future__ import annotations
 
 import copy
+import heapq
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -175,6 +176,11 @@ class PBTCore:
             self._board.setdefault(resource // self.interval, {})[trial_id] = loss
         return Decision(Action.PAUSE, f"waits {'for its population ' if self.synchronous else ''}at {resource}")
 
+    def next_decision(self, trial_id: str) -> int:
+        """Its next interval point."""
+        member = self._members.get(trial_id)
+        return 0 if member is None else member.target
+
     def end(self, trial_id: str, loss: float | None) -> None:
         """A trial that ended or failed leaves the population: there is nothing of it to copy or to train."""
         self._members.pop(trial_id, None)
@@ -191,6 +197,8 @@ class PBTCore:
         have gone on. Asynchronously it decides about as many as there is room for, those with the least resource
         first.
         """
+        if room <= 0 and not self.synchronous:  # before all members are walked: it is asked at each step
+            return NO_MOVES
         waiting = [trial_id for trial_id, member in self._members.items() if member.waiting]
         if not waiting or not (source_finished or self._size >= self.population):
             return NO_MOVES
@@ -198,8 +206,8 @@ class PBTCore:
             if len(waiting) < len(self._members):
                 return NO_MOVES
         else:
-            waiting.sort(key=lambda trial_id: self._members[trial_id].resource)  # stable: ties by number
-            waiting = waiting[: max(0, room)]
+            # Ties by number, as if sorted.
+            waiting = heapq.nsmallest(room, waiting, key=lambda trial_id: self._members[trial_id].resource)
         clones: dict[str, Clone] = {}
         reasons: dict[str, str] = {}
         for trial_id in waiting:
@@ -371,6 +379,11 @@ class PBTReplayCore:
             return CONTINUE
         member.waiting = True
         return Decision(Action.PAUSE, f"waits for its next configuration at {resource}")
+
+    def next_decision(self, trial_id: str) -> int:
+        """Its next interval point."""
+        member = self._members.get(trial_id)
+        return 0 if member is None else member.target
 
     def end(self, trial_id: str, loss: float | None) -> None:
         """It is over."""

@@ -33,6 +33,8 @@ def test_what_the_controller_overrides_is_there_to_be_overridden() -> None:
     own |= {"save_running", "checkpoint_is_due", "_leaving", "_go_on", "max_lost_nodes", "resources", "_kept"}
     own |= {"_worth_saving", "num_paused"}
     own |= {"_answered", "_end_those_that_hang", "has_news_of"}
+    own |= {"resources", "_kept", "num_paused", "max_lost_nodes", "_go_on"}
+    own |= {"lost", "lost_nodes", "take_lost", "node_ip"}
     own |= {"kept", "enter", "leave", "bring_output", "share_output", "bring", "checkpoint", "discard"}
     known = own | {"aside", "trainable", "fallback", "oldest", "take_fallback", "drop_checkpoint"}
     known |= {"lost_nodes", "lost", "take_lost", "node_ip"}
