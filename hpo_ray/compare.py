@@ -187,6 +187,7 @@ def run_all(comparison: Comparison, say: Callable[[str], None]) -> Outcome:
     studies = [build(entry.study(Path("."), comparison.seeds[0])) for entry in comparison.entries]  # errors come first
     keeper = studies[0].executor  # one Ray cluster for all
     keeper.start(Request.of(studies[0].draft.resources))
+    keeper.check(studies[0].trainable, Path(comparison.root).resolve())
     try:
         with _folder(comparison) as folder:
             say(f"{headline(comparison)} -> {folder}")

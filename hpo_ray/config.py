@@ -150,6 +150,7 @@ class Config:
 
 
 _SAVED = "hpo_ray_saved"
+_LIKE_A_URI = re.compile(r"[A-Za-z][\w+.-]*:/|(s3|s3a|gs|gcs|abfs|hdfs|http|https|file):?/")
 _SECTIONS = ("searcher", "scheduler", "trainable", "executor", "task", "method")
 
 ConfigStore.instance().store("hpo_ray_schema", Config, provider="hpo_ray")
@@ -404,8 +405,30 @@ def _first_metric(config: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _settle_root(config: DictConfig) -> None:
-    """`store.root` that is a folder is the one that studies lie in; a URI stays what it is."""
+    """`store.root` that is a folder is the one that studies lie in; a URI stays what it is.
+
+    Raises:
+        ConfigError: it is neither, so that a slip of the keyboard would make a folder here.
+    """
     root = config.store.root
+    if is_uri(config.study.root):
+        raise ConfigError(
+            f"study.root={config.study.root}: is a folder of this machine; an object store is store.root="
+            f"{config.study.root}",
+            key="study.root",
+        )
+    for key, value in (("study.root", config.study.root), ("store.root", root)):
+        if value is not None and not is_uri(value) and _LIKE_A_URI.match(value) and not value.startswith("file://"):
+            raise ConfigError(
+                f"{key}={value}: is neither a folder nor a URI; write s3://bucket/prefix, gs://bucket/prefix, or "
+                f"./{value} for a folder of that name",
+                key=key,
+            )
+    if root is not None and config.study.root != StudySection.root and not is_uri(root):
+        raise ConfigError(
+            f"store.root={root} and study.root={config.study.root}: name two folders for the same studies; give one",
+            key="store.root",
+        )
     if root is not None and not is_uri(root):
         config.study.root, config.store.root = root.removeprefix("file://"), None
 

@@ -13,6 +13,9 @@ from hpo_ray.config import nearest
 from hpo_ray.errors import ConfigError
 from hpo_ray.resources import Resources
 
+WAIT_S = 900.0
+"""How long a study waits by default when no node has room for a trial."""
+
 
 class Cluster(ABC):
     """Where the processes of a study run."""
@@ -107,16 +110,14 @@ class Attach(Cluster):
         self,
         address: str = "auto",
         grow_to: int | None = None,
-        wait_s: float = 900.0,
+        wait_s: float = WAIT_S,
         runtime_env: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(address, str) or not address:
             raise ConfigError(f"cluster.address={address!r}: must be HOST:PORT of the head, or auto", "cluster.address")
-        if not isinstance(wait_s, int | float) or not 0 <= wait_s < math.inf:
-            raise ConfigError(f"cluster.wait_s={wait_s!r}: must be a number of seconds >= 0", "cluster.wait_s")
         self.address = address
         self.grow_to = checked_grow_to(grow_to)
-        self.wait_s = float(wait_s)
+        self.wait_s = checked_wait_s(wait_s)
         self.runtime_env = RuntimeEnv.of(runtime_env or {})
 
 
@@ -148,11 +149,13 @@ class Submission:
     env_vars: Mapping[str, str] = field(default_factory=dict)
     of_here: bool = False
 
-    def entrypoint(self, grow_to: int | None, python: str = "python") -> str:
+    def entrypoint(self, grow_to: int | None, python: str = "python", wait_s: float = WAIT_S) -> str:
         """The command line of the job. It replaces its shell, so that it hears signals itself."""
         attach = ["cluster=attach", "cluster.address=auto"] if self.drives else []
         if self.drives and grow_to is not None:
             attach.append(f"cluster.grow_to={grow_to}")
+        if self.drives and wait_s != WAIT_S:
+            attach.append(f"cluster.wait_s={wait_s:g}")
         return "exec " + shlex.join([python, "-m", "hpo_ray", *self.arguments, *attach])
 
 
@@ -170,6 +173,13 @@ class Remote(Cluster):
         Raises:
             ConfigError: it can't be sent; nothing runs.
         """
+
+
+def checked_wait_s(wait_s: Any) -> float:
+    """`cluster.wait_s`, in seconds."""
+    if isinstance(wait_s, int | float) and not isinstance(wait_s, bool) and 0 <= wait_s < math.inf:
+        return float(wait_s)
+    raise ConfigError(f"cluster.wait_s={wait_s!r}: must be a number of seconds >= 0", key="cluster.wait_s")
 
 
 def checked_grow_to(grow_to: Any) -> int | None:

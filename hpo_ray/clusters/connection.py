@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib
 import logging
 import os
 import socket
 import uuid
 from collections.abc import Mapping
-from contextlib import closing, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from hpo_ray.study import versions
 
 _ANSWER_S = 5.0
 """How long an address may take to answer."""
+_SETTINGS = b"\x04"
+"""The type of the frame that a gRPC server begins with (RFC 9113, section 6.5), as the head of a cluster is one."""
 _NODE_S = 60.0
 """How long a node may take to be looked at: it may have to start a process, with its runtime environment."""
 _MUST_AGREE = ("hpo_ray", "ray", "torch")
@@ -80,8 +81,8 @@ def _of_this_machine() -> str:
     if heads:
         raise ConfigError(f"{key}=auto: this machine is part of several clusters, {', '.join(heads)}; say which", key)
     raise ConfigError(
-        f"{key}=auto: no Ray runs on this machine; give the address of the head, {key}=HOST:6379, or start one, "
-        f"ray start --head",
+        f"{key}=auto: no Ray runs on this machine; give the address of the head, {key}=HOST:6379, start one, ray start "
+        f"--head, or do without: cluster=local runs the study on this machine alone",
         key,
     )
 
@@ -112,16 +113,28 @@ def _reach(address: str) -> str:
             f"up, and is this its port (6379 unless it was started with another)?",
             key,
         ) from None
-    page = http.client.HTTPConnection(host, int(port), timeout=_ANSWER_S)
-    with closing(page), suppress(OSError, http.client.HTTPException):
-        page.request("GET", "/api/version")
-        page.getresponse()  # the head's own port doesn't speak so
+    answer = _first_words(host, int(port))
+    if answer.startswith(b"HTTP/"):
         raise ConfigError(
             f"{key}={address}: is a web page, maybe the cluster's dashboard; the head's own port is 6379 unless it was "
             f"started with another",
             key,
         )
+    if answer[3:4] != _SETTINGS and os.environ.get("RAY_USE_TLS", "0") != "1":
+        raise ConfigError(
+            f"{key}={address}: something listens there, but not the head of a Ray cluster: its port is 6379 unless it "
+            f"was started with another",
+            key,
+        )
     return host
+
+
+def _first_words(host: str, port: int) -> bytes:
+    """How a server begins its answer to a question; nothing if it doesn't answer. Ray itself would wait for minutes."""
+    with suppress(OSError), socket.create_connection((host, port), timeout=_ANSWER_S) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(16)
+    return b""
 
 
 def _runtime_env(cluster: Attach) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hpo_ray.clusters.base import Remote, RuntimeEnv, Submission
+from hpo_ray.clusters.base import WAIT_S, Remote, RuntimeEnv, Submission, checked_wait_s
 from hpo_ray.clusters.kubectl import follow, hints, parse, send
 from hpo_ray.clusters.rendering import matching, name_of, section, to_yaml, truth, version_of, whole
 from hpo_ray.clusters.workers import Workers, bounds, check_root, folder_of, node_labels
@@ -35,6 +35,7 @@ class KubeRay(Remote):
         head: `{cpu, memory}` of the node that drives the study; no trial runs on it.
         worker: `{cpu, memory, gpu, node_selector}` of each worker. `gpu: null` is what one process of a trial asks for,
             rounded up. `node_selector` are labels of Kubernetes nodes.
+        wait_s: see `Attach`.
         min_workers: workers that are there from the start to the end.
         max_workers: the most workers; the autoscaler runs if they are more than `min_workers`.
         idle_timeout_s: after how many seconds without a trial a worker is removed.
@@ -59,6 +60,7 @@ class KubeRay(Remote):
         ray_version: str | None = None,
         head: Mapping[str, Any] | None = None,
         worker: Mapping[str, Any] | None = None,
+        wait_s: float = WAIT_S,
         min_workers: int = 0,
         max_workers: int = 4,
         idle_timeout_s: int = 60,
@@ -81,6 +83,7 @@ class KubeRay(Remote):
         self.worker = _node("cluster.worker", worker)
         self.worker_gpu = None if worker["gpu"] is None else whole("cluster.worker.gpu", worker["gpu"])
         self.node_selector = _texts("cluster.worker.node_selector", worker["node_selector"])
+        self.wait_s = checked_wait_s(wait_s)
         self.min_workers, self.max_workers = bounds(min_workers, max_workers)
         self.idle_timeout_s = whole("cluster.idle_timeout_s", idle_timeout_s, 1)
         volume = section("cluster.volume", volume, {"claim": None, "path": "/mnt/hpo_ray"})
@@ -181,7 +184,7 @@ class KubeRay(Remote):
         }
         if not self.keep_cluster:
             spec["ttlSecondsAfterFinished"] = self.ttl_s
-        spec["entrypoint"] = submission.entrypoint(grow_to)
+        spec["entrypoint"] = submission.entrypoint(grow_to, wait_s=self.wait_s)
         if environment := self._environment(submission):
             spec["runtimeEnvYAML"] = to_yaml(environment)
         metadata = {"generateName": name_of(submission.name, LONGEST_NAME - _SUFFIX - 1) + "-"}

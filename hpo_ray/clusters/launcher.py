@@ -131,7 +131,15 @@ class Launcher(Remote):
             ConfigError: the trials never fit, or the nodes don't see the studies.
         """
         check_root(submission.root, self.path if self.server else None, "cluster.volume.server=SERVER:/EXPORT")
-        return to_yaml(self._cluster(submission), "\n".join(self._commands(submission)))
+        lines = self._commands(submission)
+        if not (self.pip or self.setup_commands or self.file_mounts or self.docker_image):
+            lines = [
+                *lines,
+                "",
+                "WARNING: nothing here brings hpo_ray to the nodes. cluster.pip=[URL of its wheel], or an",
+                "image (cluster.docker_image), or file_mounts and setup_commands do.",
+            ]
+        return to_yaml(self._cluster(submission), "\n".join(lines))
 
     def submit(self, submission: Submission, detach: bool) -> int:
         """Starts nothing: nodes cost money until someone ends them, so the commands are the user's.

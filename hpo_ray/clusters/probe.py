@@ -51,6 +51,8 @@ def _write(root: str, mark: str) -> str | None:
             return None
         from pyarrow import fs
 
+        if root.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in root:
+            root += f"{'&' if '?' in root else '?'}retry_limit_seconds=10"  # its own is a quarter of an hour
         try:
             filesystem, path = fs.FileSystem.from_uri(root)
         except Exception:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpo_ray.clusters.archive import Archive, megabytes
-from hpo_ray.clusters.base import SEEN, Remote, RuntimeEnv, Submission, checked_grow_to
+from hpo_ray.clusters.base import SEEN, WAIT_S, Remote, RuntimeEnv, Submission, checked_grow_to, checked_wait_s
 from hpo_ray.clusters.dashboard import is_url, reach
 from hpo_ray.clusters.rendering import matching, whole
 from hpo_ray.errors import ConfigError, StudyError
@@ -44,6 +44,7 @@ class RayJob(Remote):
     Args:
         address: of the dashboard, `http://HOST:8265`.
         grow_to: see `Attach`.
+        wait_s: see `Attach`.
         runtime_env: see `RuntimeEnv`; `working_dir` is what is uploaded.
         excludes: patterns of files that are not uploaded, as in a .gitignore. A .gitignore counts, too.
         max_upload_mb: the most that is uploaded, in megabytes before compression.
@@ -60,6 +61,7 @@ class RayJob(Remote):
         self,
         address: str = "http://127.0.0.1:8265",
         grow_to: int | None = None,
+        wait_s: float = WAIT_S,
         runtime_env: Mapping[str, Any] | None = None,
         excludes: Sequence[str] = (),
         max_upload_mb: float = 100,
@@ -84,6 +86,7 @@ class RayJob(Remote):
             )
         self.address = address.rstrip("/")
         self.grow_to = checked_grow_to(grow_to)
+        self.wait_s = checked_wait_s(wait_s)
         self.runtime_env = RuntimeEnv.of(runtime_env or {})
         self.excludes = tuple(str(pattern) for pattern in excludes)
         self.max_upload_mb = max_upload_mb
@@ -108,7 +111,7 @@ class RayJob(Remote):
             **variables,
         }
         return {
-            "entrypoint": submission.entrypoint(self.grow_to, self.python),
+            "entrypoint": submission.entrypoint(self.grow_to, self.python, self.wait_s),
             "runtime_env": environment,
             "metadata": {"job_name": submission.name, "hpo_ray": version("hpo_ray")},
         }

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from hpo_ray.clusters.base import Remote, Submission
 from hpo_ray.config import load, to_plain
 from hpo_ray.errors import ConfigError
+from hpo_ray.location import Location, is_uri, reason
+from hpo_ray.resources import Resources
 from hpo_ray.study import make
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ def submission_of(words: Sequence[str], config_dir: str | None, config_name: str
     """
     words = list(words)
     verb = words.pop(0) if words and words[0] in _VERBS else "run"
-    path = words.pop(0) if verb == "resume" and words and "=" not in words[0] else None
+    path = words.pop(0) if verb == "resume" and words and (is_uri(words[0]) or "=" not in words[0]) else None
     if wrong := next((word for word in words if "=" not in word and not word.startswith("~")), None):
         raise ConfigError(f"{wrong}: not an override; write key=value. The jobs are {', '.join(_VERBS)}", key=wrong)
     of_cluster = [word for word in words if word.lstrip("+~").startswith(("cluster=", "cluster."))]
@@ -41,6 +45,7 @@ def submission_of(words: Sequence[str], config_dir: str | None, config_name: str
     if verb == "resume":
         return cluster, _resumed(path, rest, flags, config_dir)
     draft = _checked(verb, rest, config_dir, config_name)
+    _check_store(draft)
     if not _drives(draft):
         rest = [*rest, "cluster=local"]  # also where the configuration itself says another
     root, of_here = draft.root, draft.location is None and not draft.root.is_absolute()
@@ -79,6 +84,18 @@ def _check_own(config_dir: str | None, config_name: str | None) -> None:
         )
 
 
+def _check_store(draft: Draft) -> None:
+    """Refuses a database in a file of the job's own folder, which goes with the job."""
+    section = draft.config["store"]
+    url = str(section["url"] or "")
+    if section["project"] and url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
+        raise ConfigError(
+            f"store.url={url}: is a file in the folder that the job runs in, which goes with the job; write a whole "
+            f"path that the cluster sees, sqlite:////mnt/shared/studies.db, or leave it out",
+            key="store.url",
+        )
+
+
 def _checked(verb: str, rest: Sequence[str], config_dir: str | None, config_name: str | None) -> Draft:
     """The study, or of a comparison its first one, as it will be there."""
     if verb == "compare":
@@ -93,11 +110,19 @@ def _checked(verb: str, rest: Sequence[str], config_dir: str | None, config_name
 def _resumed(path: str | None, rest: Sequence[str], flags: Sequence[str], config_dir: str | None) -> Submission:
     if path is None:
         raise ConfigError("submit resume: which study? `submit resume /mnt/shared/outputs/NAME cluster=...`")
-    if "://" in path:
-        return Submission(Path(path).name, ("resume", path, *flags, *rest), path)
+    if is_uri(path):
+        return _resumed_there(path, rest, flags, config_dir)
     folder = Path(path)
     if not folder.is_dir() and folder.is_absolute():  # of the cluster: what is wrong there, the job says
-        return Submission(folder.name, ("resume", path, *flags, *rest), str(folder.parent))
+        changed = [word for word in rest if word.startswith(("resources=", "resources.", "executor=", "executor."))]
+        asked = to_plain(load(changed, config_dir))
+        return Submission(
+            name=folder.name,
+            arguments=("resume", path, *flags, *rest),
+            root=str(folder.parent),
+            resources=Resources.of(asked["resources"]),
+            drives=str(asked["executor"]["_target_"]).endswith(".RayExecutor"),
+        )
     from hpo_ray.resume import reopen
 
     again = reopen(path, rest, config_dir)
@@ -108,6 +133,30 @@ def _resumed(path: str | None, rest: Sequence[str], flags: Sequence[str], config
         resources=again.draft.resources,
         drives=_drives(again.draft),
         concurrency=again.draft.budget.concurrency,
+    )
+
+
+def _resumed_there(uri: str, rest: Sequence[str], flags: Sequence[str], config_dir: str | None) -> Submission:
+    """A study on an object store, of which only the configuration is read here."""
+    from hpo_ray.best import CONFIG_FILE
+    from hpo_ray.config import load_again
+    from hpo_ray.study import draft
+
+    place = Location.of(uri)
+    try:
+        saved = yaml.safe_load(place.hurried().join(CONFIG_FILE).read())
+    except FileNotFoundError:
+        raise ConfigError(f"{uri}: is no study, it has no {CONFIG_FILE}", key=uri) from None
+    except OSError as error:
+        raise ConfigError(f"{uri}: can't be read from here: {reason(error)}", key=uri) from None
+    again = draft(load_again(saved, rest, config_dir))
+    return Submission(
+        name=place.name,
+        arguments=("resume", uri, *flags, *rest),
+        root=str(place.parent),
+        resources=again.resources,
+        drives=_drives(again),
+        concurrency=again.budget.concurrency,
     )
 
 

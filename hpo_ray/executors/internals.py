@@ -993,6 +993,9 @@ def lost_node(exception: Exception, address: str | None) -> str | None:
     if "its node has died" in text or "node was terminated" in text or type(exception).__name__ == "NodeDiedError":
         why = text.strip().splitlines()[-1].strip().removeprefix("the actor's node was ")
         return f"its node{f' {address}' if address else ''} has gone: {why}"
+    cause = getattr(exception, "cause", None)
+    if type(cause).__name__ == "ProcessFailed" and gone(None, ray.nodes()):  # of another of the trial's processes
+        return f"a node of its processes has gone: {cause}".splitlines()[0]
     if isinstance(exception, ActorUnavailableError) and gone(address, ray.nodes()):
         return f"its node{f' {address}' if address else ''} has gone: it no longer answers"
     return None

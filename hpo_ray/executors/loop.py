@@ -169,11 +169,13 @@ def _run(
     failures: list[Exception] = []
     controller: Controller | None = None
     try:
+        if this.mirror is not None:
+            insist(this.mirror.copy, this.mirror.location)  # so that others know soon that somebody is at it
         controller, source = _controller(this, recorder)
         if events and repeated is None:
             take_up(study, events, dying, folder, recorder, source, controller, this.checkpoints)
         view.start(study.draft, folder)
-        ended, reason = _loop(controller, recorder, source, study, view, signals)
+        ended, reason = _loop(controller, recorder, source, this, view, signals)
         if ended == "finished" and state.best is None:
             raise StudyError(_no_value(state, study.draft))
     except Exception as error:  # whatever it is, the log says that the study failed, and why
@@ -283,9 +285,10 @@ def _noting_failures(folder: Path, location: Location | None, failures: list[Exc
 
 
 def _loop(
-    controller: Controller, recorder: Recorder, source: TrialSource, study: Study, view: View, signals: Signals
+    controller: Controller, recorder: Recorder, source: TrialSource, this: _Run, view: View, signals: Signals
 ) -> tuple[str, str]:
     """Steps until the study is over; how it ended, and why."""
+    study = this.study
     budget, in_memory = study.draft.budget, study.executor.in_memory
     while not controller.is_finished():
         if (capacity := study.executor.capacity()) is not None:  # nodes come and go
@@ -299,7 +302,8 @@ def _loop(
                 raise
         elapsed_s = recorder.clock()
         view.update(recorder.state, elapsed_s)
-        if error := recorder.error or controller.study_error:
+        overtaken = this.mirror.overtaken if this.mirror is not None else None
+        if error := overtaken or recorder.error or controller.study_error:
             raise error
         if signals.received is not None:
             if not in_memory:

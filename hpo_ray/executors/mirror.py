@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
 
+from hpo_ray.errors import StudyError
 from hpo_ray.events import FILE_NAME
 from hpo_ray.executors.keeper import CHECKPOINT
 from hpo_ray.executors.outage import PATIENCE_S, StoreDown, insist
@@ -33,6 +35,10 @@ _FEW = 8
 TRIALS = "trials"
 
 
+class Overtaken(StudyError):
+    """Another process has written the log that is there."""
+
+
 class Mirror:
     """Keeps the copy, from `with` on. At its end all is copied that isn't yet, unless the process is dying.
 
@@ -40,15 +46,25 @@ class Mirror:
         folder: the study's folder here.
         location: the study's folder there.
 
+    Attributes:
+        overtaken: what to raise, when another process goes on with the study.
+
     Raises:
         StoreDown: at the end, the store could not be reached.
+        Overtaken: another process goes on with the study.
     """
+
+    overtaken: Overtaken | None = None
 
     def __init__(self, folder: Path, location: Location) -> None:
         self.folder, self.location = folder, location
         self._sent: dict[str, tuple[int, int] | None] = {}
         """What is there of the folder: by path its size and time here when it was copied; None if that is unknown."""
         self._log_size = 0
+        self._log_there: int | None = None
+        """The length of the log that is there."""
+        self._tried: list[int] = []
+        """Those of logs since that were sent, and may have come without an answer."""
         self._wishes: list[tuple[int, Collection[str]] | str] = []
         """Of what may be removed: trials that have ended, and the names of what stays of each; or a path."""
         self._there: dict[int, set[str]] | None = None
@@ -59,10 +75,13 @@ class Mirror:
 
     def __enter__(self) -> Mirror:
         try:
-            names = [name for name in self.location.names() if name != TRIALS]
-            for name in names:
-                below = self.location.join(name).files() if name == BEST_FOLDER else [""]
-                self._sent.update(dict.fromkeys(f"{name}/{path}".rstrip("/") for path in below))
+            for name in self.location.names():
+                if name == TRIALS:
+                    continue
+                is_file = self.location.join(name).size() is not None
+                below = [name] if is_file else [f"{name}/{path}" for path in self.location.join(name).files()]
+                self._sent.update(dict.fromkeys(below))
+            self._log_there = self.location.join(FILE_NAME).size()
             self.copy()
         except OSError as error:
             raise StoreDown.of(self.location, error).advised(self.folder) from error
@@ -73,7 +92,7 @@ class Mirror:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
-        if kind is not None and not issubclass(kind, Exception):
+        if (kind is not None and not issubclass(kind, Exception)) or isinstance(error, Overtaken):
             return
         patience_s = 0.0 if isinstance(error, StoreDown) else PATIENCE_S  # it was waited for already
         until, failure = monotonic() + patience_s, OSError("no answer")
@@ -138,6 +157,9 @@ class Mirror:
             started = monotonic()
             try:
                 self.copy()
+            except Overtaken as error:
+                self.overtaken = error
+                return
             except OSError:
                 pass  # it is tried again
             pause = max(EVERY_S, _SHARE * (monotonic() - started))
@@ -146,8 +168,16 @@ class Mirror:
         data = (self.folder / FILE_NAME).read_bytes()
         data = data[: data.rfind(b"\n") + 1]
         if len(data) != self._log_size:
-            self.location.join(FILE_NAME).write(data)
-            self._log_size = len(data)
+            place = self.location.join(FILE_NAME)
+            if place.size() not in (self._log_there, *self._tried):
+                raise Overtaken(
+                    f"{self.location}: another process goes on with this study, and its log is there now. One of them "
+                    f"has to end: this one does, its own log is {self.folder / FILE_NAME}"
+                )
+            self._tried.append(len(data))
+            place.write(data)
+            self._log_size = self._log_there = len(data)
+            self._tried.clear()
 
     def _copy_others(self) -> None:
         here = dict(self._files())
@@ -159,7 +189,8 @@ class Mirror:
                     continue
                 self._sent[name] = stamp
         for name in [name for name in self._sent if name not in here and name != FILE_NAME]:
-            self.location.join(name).unlink()
+            with suppress(FileNotFoundError):
+                self.location.join(name).unlink()
             del self._sent[name]
 
     def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:

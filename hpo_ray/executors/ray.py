@@ -99,9 +99,12 @@ class RayExecutor(Executor):
         nodes = nodes_of(ray.nodes())
         if not fits(nodes, request, most=1) and not self._may_grow:
             self.stop()
-            where = "the cluster" if isinstance(self._cluster, Attach) else "Ray here"
+            attached = isinstance(self._cluster, Attach)
+            where = "the cluster" if attached else "Ray here"
+            grow = ". If an autoscaler brings nodes, say for how many trials: cluster.grow_to=8" if attached else ""
             raise ConfigError(
-                f"resources: a trial asks for {request}, and {where} will never have that: {lacking(nodes, request)}",
+                f"resources: a trial asks for {request}, and {where} will never have that: "
+                f"{lacking(nodes, request)}{grow}",
                 key="resources",
             )
         return self.capacity()

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,9 +49,27 @@ def page() -> Iterator[str]:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of one that accepts connections, and says nothing: as far as can be told, a head."""
+    """The address of one that accepts connections, and says nothing."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """The address of one that begins as a gRPC server does, with an empty SETTINGS frame: as far as told, a head."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    one, _ = server.accept()
+                    with one:
+                        if one.recv(64):
+                            one.sendall(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
 
 
 # Where it is.
@@ -107,11 +125,15 @@ def test_who_takes_no_connections_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             one.close()
 
 
-def test_a_dashboard_is_told_from_a_head(page: str, silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dashboard_and_a_stranger_are_told_from_a_head(
+    page: str, silent: str, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=f"cluster.address={page}: is a web page, maybe the cluster's dashboard"):
         connection._reach(page)
+    assert connection._reach(head) == "127.0.0.1"
     monkeypatch.setattr(connection, "_ANSWER_S", 0.1)
-    assert connection._reach(silent) == "127.0.0.1"
+    with pytest.raises(ConfigError, match=f"cluster.address={silent}: something listens there, but not the head of a"):
+        connection._reach(silent)
 
 
 @pytest.mark.parametrize(
@@ -153,33 +175,31 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, given: str | None, heads: list[st
     ],
 )
 def test_what_ray_raises_is_one_message(
-    silent: str, monkeypatch: pytest.MonkeyPatch, raised: BaseException, message: str
+    head: str, monkeypatch: pytest.MonkeyPatch, raised: BaseException, message: str
 ) -> None:
     def init(**_: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(connection, "_ANSWER_S", 0.1)
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ConfigError, match=message) as error:
-        connection.connect(Attach(silent))
-    assert str(error.value).startswith(f"cluster.address={silent}: ") and "\n" not in str(error.value)
+        connection.connect(Attach(head))
+    assert str(error.value).startswith(f"cluster.address={head}: ") and "\n" not in str(error.value)
 
 
-def test_what_ray_is_given(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ray_is_given(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(connection, "_ANSWER_S", 0.1)
     monkeypatch.setattr(ray, "init", lambda **arguments: given.update(arguments))
     monkeypatch.setenv("HF_TOKEN", "hunter2")
     variables = {"HF_TOKEN": None, "MODE": "fast"}
-    connection.connect(Attach(silent, runtime_env={"working_dir": ".", "pip": ["rich"], "env_vars": variables}))
-    assert given["address"] == silent and given["log_to_driver"] is False
+    connection.connect(Attach(head, runtime_env={"working_dir": ".", "pip": ["rich"], "env_vars": variables}))
+    assert given["address"] == head and given["log_to_driver"] is False
     assert given["runtime_env"] == {
         "working_dir": ".",
         "pip": ["rich"],
         "env_vars": {"HF_TOKEN": "hunter2", "MODE": "fast"},
     }
     given.clear()
-    connection.connect(Attach(silent))
+    connection.connect(Attach(head))
     assert "runtime_env" not in given, "a job has its own, which Ray would refuse to merge with another"
 
 
