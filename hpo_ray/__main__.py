@@ -316,6 +316,7 @@ def _list(typed: list[str]) -> int:
         "fidelity",
         "executor",
         "resources",
+        "cluster",
         "store",
         "tracker",
         "experiment",

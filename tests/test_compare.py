@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from hpo_ray import __main__, compare
+from hpo_ray.compare import parse, run_all
 from hpo_ray.errors import ConfigError
 from hpo_ray.events import Reported, StudyStarted, TrialAdded
-from hpo_ray.executors import loop
+from hpo_ray.executors import InProcessExecutor, loop
 from hpo_ray.report.comparison import Scale, Trace, bootstrap, draw, markdown, rows_of, table, target_of, trace
 from hpo_ray.results import StudyResult, fold
 
@@ -337,3 +338,18 @@ def test_names_that_are_taken(folder: Path) -> None:
     compared(folder / "out", "methods=[random]", "seeds=1", *COMMAND[2:], "study.name=other")
     with pytest.raises(ConfigError, match=r"study\.name=other: .* is another comparison, of random"):
         compared(folder / "out", *COMMAND, "study.name=other")
+
+
+def test_the_nodes_of_a_cluster_are_looked_at_before_the_first_study(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each study would find its cluster connected already, and not look."""
+
+    def refuse(self: InProcessExecutor, trainable: object, root: Path) -> None:
+        assert root == folder / "outputs"
+        raise ConfigError("node b: has torch 1.0")
+
+    monkeypatch.setattr(InProcessExecutor, "check", refuse)
+    with pytest.raises(ConfigError, match="node b"):
+        run_all(parse(["methods=[random]", "seeds=1", "task=parabola", "executor=inprocess"], None, None), print)
+    assert not (folder / "outputs").exists()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from hpo_ray.clusters import KubeRay, RayJob
 from hpo_ray.clusters.base import Submission
 from hpo_ray.clusters.submission import submission_of
+from hpo_ray.config import load
 from hpo_ray.errors import ConfigError
+from hpo_ray.location import Location
 from hpo_ray.resources import Resources
 from hpo_ray.testing import run_study
 
@@ -167,3 +170,32 @@ def test_what_cannot_be_is_said_here(folder: Path, words: list[str], messages: l
         submission_of(words, None, None)
     assert [message for message in messages if message not in str(error.value)] == [], str(error.value)
     assert {path.name for path in folder.iterdir()} == {"mine.py"}, "nothing was written"
+
+
+def test_a_study_on_an_object_store_is_resumed_with_what_it_has_there() -> None:
+    """Its resources decide what nodes there have to be; what would make it another study is found here."""
+    place = Location.of("memory://studies/mine").join("custom-asha-1")
+    config = load(["task=parabola", "method=asha", "resources=gpu", "store.root=memory://studies/mine"])
+    place.join("config.yaml").write(OmegaConf.to_yaml(config, resolve=True).encode())
+    uri = "memory://studies/mine/custom-asha-1"
+    sent = submission("resume", uri, "budget.trials=50", *RAY_JOB)
+    assert sent.name == "custom-asha-1" and sent.root == "memory://studies/mine"
+    assert sent.arguments == ("resume", uri, "budget.trials=50") and sent.drives
+    assert sent.resources == Resources(gpu=1.0)
+    with pytest.raises(ConfigError, match="trialz"):
+        submission("resume", uri, "budget.trialz=50", *RAY_JOB)
+    with pytest.raises(ConfigError, match=r"is no study, it has no config\.yaml"):
+        submission("resume", "memory://studies/other", *RAY_JOB)
+    with pytest.raises(ConfigError, match="can't be read from here"):  # and isn't taken for an override
+        submission("resume", "s3://b/x/asha-1?endpoint_override=http://127.0.0.1:1", *RAY_JOB)
+
+
+def test_a_study_that_only_the_cluster_sees_is_resumed_with_what_is_typed() -> None:
+    assert submission("resume", "/only/there/asha-1", "resources=gpu", *RAY_JOB).resources == Resources(gpu=1.0)
+    assert not submission("resume", "/only/there/asha-1", "executor=inprocess", *RAY_JOB).drives
+
+
+def test_a_database_in_the_jobs_own_folder_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"store.url=sqlite:///my.db: is a file in the folder that the job runs in"):
+        submission("task=parabola", "study.root=/s", "store.url=sqlite:///my.db", *RAY_JOB)
+    submission("task=parabola", "study.root=/s", "store.url=sqlite:////tmp/my.db", *RAY_JOB)

@@ -15,6 +15,7 @@ from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError
 from hpo_ray.clusters.nodes import gone
 from hpo_ray.executors import internals
 from hpo_ray.executors.internals import Controller, StudyTrial, lost_node
+from hpo_ray.trainables.peers import ProcessFailed
 
 WORKER_DIED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: train\n\tpid: 7\n\tip: 10.0.0.1\n"
@@ -108,3 +109,14 @@ def test_a_trial_whose_report_comes_while_a_study_is_stopped_is_saved_too() -> N
     for trial in ("waits", "asked", "reported", "saved"):
         Controller._schedule_trial_train(controller, trial)
     assert asked == ["waits", "reported"] and controller._leaving == {"waits": True, "asked": True, "reported": True}
+
+
+def test_the_node_of_another_of_its_processes(nodes: list[dict[str, Any]]) -> None:
+    """A trial of several processes fails in the first, whose node answers; if all do, the failure is its own."""
+    error = RuntimeError("ray::train()")
+    error.cause = ProcessFailed("rank 1 of the trial's 2 processes died: unavailable")  # type: ignore[attr-defined]
+    assert lost_node(error, "127.0.0.1") == (
+        "a node of its processes has gone: rank 1 of the trial's 2 processes died: unavailable"
+    )
+    del nodes[1]
+    assert lost_node(error, "127.0.0.1") is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpo_ray.events import FILE_NAME, CheckpointSaved, Decided, TrialEnded
-from hpo_ray.executors.mirror import Mirror
+from hpo_ray.executors.mirror import Mirror, Overtaken
 from hpo_ray.executors.outage import StoreDown, insist
 from hpo_ray.executors.remote import RemoteStorage
 from hpo_ray.executors.saved import LastTwo
@@ -227,3 +227,44 @@ def test_which_checkpoints_a_log_needs() -> None:
     assert decided("replay", {"lr": 1.0}) == ["b"] and saved("e") == []
     assert decided("exploit", {"lr": 1.0}, "f") == ["d", "e"] and last.paths == {"7": ["f"]}
     assert last.observe(TrialEnded("7", "stopped", "", None, 0.0)) == [] and last.paths == {}
+
+
+def test_of_two_processes_that_go_on_with_a_study_the_first_hears_of_it(study: Path, there: Location) -> None:
+    """What it would write over is the log of the other."""
+    with pytest.raises(Overtaken, match="another process goes on with this study"):
+        with Mirror(study, there) as mirror:
+            there.join(FILE_NAME).write(b"one\ntwo\nby another\n")
+            mirror.copy()  # nothing is new here
+            (study / FILE_NAME).write_text("one\ntwo\nthree\n")
+            mirror.copy()
+    assert there.join(FILE_NAME).read() == b"one\ntwo\nby another\n"
+
+
+def test_a_log_that_came_without_an_answer_is_no_other_process(
+    study: Path, there: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Location.write
+
+    def cut_off(self: Location, content: bytes) -> None:
+        write(self, content)
+        raise OSError("connection reset")
+
+    with Mirror(study, there) as mirror:
+        (study / FILE_NAME).write_text("one\ntwo\nthree\n")
+        monkeypatch.setattr(Location, "write", cut_off)
+        with pytest.raises(OSError, match="reset"):
+            mirror.copy()
+        monkeypatch.setattr(Location, "write", write)
+        (study / FILE_NAME).write_text("one\ntwo\nthree\nfour\n")
+    assert there.join(FILE_NAME).read() == b"one\ntwo\nthree\nfour\n"
+
+
+def test_folders_of_a_users_own_are_copied_and_taken_up_again(study: Path, there: Location) -> None:
+    (study / "notes/of").mkdir(parents=True)
+    (study / "notes/of/mine.txt").write_text("x")
+    for _ in range(2):
+        with Mirror(study, there):
+            assert "notes/of/mine.txt" in there.files()
+    (study / "notes/of/mine.txt").unlink()
+    with Mirror(study, there):
+        assert "notes/of/mine.txt" not in there.files()
