@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "experiments" / "gpu" / "run.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the source package leaves experiments out")
 
 
+@pytest.mark.slow
 def test_the_script_runs_on_a_processor_and_without_ray(tmp_path: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError('there is no Ray')")
     done = subprocess.run(

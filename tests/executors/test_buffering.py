@@ -97,6 +97,7 @@ def bound(table: dict[int, Any], time_attr: str = "training_iteration") -> Any:
         name="0", id="0", resources={}, logdir="", driver_ip=None, driver_node_id=None, experiment_name=None
     )
     info.trial_id = "0"
+    info.trial_resources = None
     return binding.bind(Steps, TrialContext(), time_attr=time_attr)({"table": table, binding.TRIAL_INFO: info})
 
 

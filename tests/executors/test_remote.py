@@ -56,8 +56,15 @@ def check_left(result: StudyResult, store: Location) -> None:
         assert store.join(result.path.name, name).read() == (result.path / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", ["DictCheckpoint", "train"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        # Each once, all pairs with the slow tests.
+        pytest.param(method, name, marks=() if (method == "hyperband") == (name == "train") else pytest.mark.slow)
+        for method in METHODS
+        for name in ("DictCheckpoint", "train")
+    ],
+)
 def test_a_study_comes_to_the_same_as_on_a_disk(folder: Path, store: Location, method: str, name: str) -> None:
     overrides = own(name, method)
     remote = run_study([*overrides, f"store.root={store}"], folder / "remote")
@@ -164,7 +171,7 @@ def needed(log: bytes) -> set[str]:
     return living | ({str(best.checkpoint)} if best is not None else set())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["pbt", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "pbt")])
 def test_nothing_goes_that_the_log_in_the_store_needs(
     folder: Path,
     store: Location,
@@ -228,7 +235,7 @@ def test_a_store_that_is_down_for_a_while(
     check_left(remote, store)
 
 
-@pytest.mark.parametrize("name", ["DictCheckpoint", "train"])
+@pytest.mark.parametrize("name", ["DictCheckpoint", pytest.param("train", marks=pytest.mark.slow)])
 def test_a_store_that_stays_down_interrupts_the_study_and_fails_no_trial(
     folder: Path,
     store: Location,

@@ -148,6 +148,7 @@ def test_budget_time_is_virtual(folder: Path) -> None:
     assert said(result)["utilisation"] == 1.0
 
 
+@pytest.mark.slow
 def test_budget_resource_ends_a_study_of_any_method(folder: Path) -> None:
     for method in QUICK:
         overrides = [f"method={method}", "task=branin_currin", "budget.resource=200", *simulated(4)]
@@ -276,11 +277,10 @@ class Stopped:
         *(pytest.param(*it.values, "branin_currin", marks=it.marks) for it in each_part_once(METHODS)),
         *itertools.product(SCHEDULERS.values(), ["train", "DictCheckpoint"]),
         ("hyperband", "digits_mlp"),
-        ("pbt", "digits_mlp"),
         *(
             pytest.param(method, "digits_mlp", marks=pytest.mark.slow)
             for method in SCHEDULERS.values()
-            if method not in ("hyperband", "pbt")
+            if method != "hyperband"
         ),
     ],
 )

@@ -354,7 +354,10 @@ def lines_of(study: Path) -> int:
     return (study / FILE_NAME).read_bytes().count(b"\n") if (study / FILE_NAME).exists() else 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+)
 def test_signals(folder: Path, number: int, code: int) -> None:
     """What runs is saved, the command to go on is printed, and going on comes to the same."""
     slow = [*SMALL, "task=custom", "task.trainable=mine.Sluggish", "space={lr: {low: 0.1, high: 1.0}}"]

@@ -144,7 +144,9 @@ def test_death_at_events_of_every_kind(folder: Path, monkeypatch: pytest.MonkeyP
         shutil.rmtree(folder / str(events))
 
 
-@pytest.mark.parametrize("every", ["store.checkpoint_every=2", "store.checkpoint_every_s=0"])
+@pytest.mark.parametrize(
+    "every", ["store.checkpoint_every=2", pytest.param("store.checkpoint_every_s=0", marks=pytest.mark.slow)]
+)
 def test_no_more_is_trained_again_than_between_two_checkpoints(
     folder: Path, monkeypatch: pytest.MonkeyPatch, every: str
 ) -> None:

@@ -336,6 +336,7 @@ def best(result: StudyResult) -> float:
     return result.best.value
 
 
+@pytest.mark.slow
 def test_better_than_random_on_hartmann6(folder: Path) -> None:
     """The median of three seeds."""
     common = ["task=hartmann6", "budget.trials=150", "executor=inprocess", "task.max_resource=1"]
@@ -346,6 +347,7 @@ def test_better_than_random_on_hartmann6(folder: Path) -> None:
     assert all(other < random - 0.2 for other in others)
 
 
+@pytest.mark.slow
 def test_dehb_is_better_than_hyperband_on_hartmann6(folder: Path) -> None:
     """The median of three seeds."""
     common = ["task=hartmann6", "budget.rounds=3", "executor=inprocess"]

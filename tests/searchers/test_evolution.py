@@ -329,6 +329,7 @@ def test_better_than_random_on_branin(folder: Path) -> None:
     assert median(values["evolution"]) < 1.0 < median(values["random"])
 
 
+@pytest.mark.slow
 def test_better_than_random_under_hyperband(folder: Path) -> None:
     common = ["method=hyperband", "task=hartmann6", "budget.rounds=3", "executor=inprocess"]
     values = {
