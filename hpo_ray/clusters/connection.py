@@ -172,7 +172,7 @@ def check_nodes(trainable: Any, root: Path | Location) -> None:
     if isinstance(root, Path):
         _make(root)
     module = getattr(trainable, "__module__", "__main__")
-    modules = sorted({"hpo_ray", module.partition(".")[0]} - {"__main__"})
+    modules = sorted({"hpo_ray", "torch", module.partition(".")[0]} - {"__main__"})
     token = f".hpo_ray-{uuid.uuid4().hex}"
     nodes = [node for node in ray.nodes() if node["Alive"]]
     # By value, since a node may not have hpo_ray, which is one of the things to find out.

@@ -248,7 +248,7 @@ def test_a_node_on_which_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         ({"versions": {**OURS, "hpo_ray": "0.0.1"}}, "runtime_env", r"has hpo_ray 0\.0\.1, and here is"),
         ({"missing": ["mine"]}, "runtime_env.working_dir", r"has no mine; .* cluster\.runtime_env\.working_dir=\."),
-        ({"missing": ["hpo_ray", "mine"]}, "runtime_env.working_dir", "has no hpo_ray, mine; install it there"),
+        ({"missing": ["hpo_ray", "mine", "torch"]}, "runtime_env.working_dir", "has no hpo_ray, mine, torch; install it there"),
     ],
 )
 def test_a_node_that_differs(
@@ -316,7 +316,7 @@ def test_no_mark_stays_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         def remote(self, root: str, mark: str, modules: list[str], packages: Any) -> str:
             assert (root, modules, packages) == (
                 str(tmp_path / "new"),
-                ["hpo_ray", "mine"],
+                ["hpo_ray", "mine", "torch"],
                 ("hpo_ray", "ray", "torch"),
             )
             asked.append(mark)
