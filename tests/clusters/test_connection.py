@@ -248,7 +248,11 @@ def test_a_node_on_which_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ),
         ({"versions": {**OURS, "hpo_ray": "0.0.1"}}, "runtime_env", r"has hpo_ray 0\.0\.1, and here is"),
         ({"missing": ["mine"]}, "runtime_env.working_dir", r"has no mine; .* cluster\.runtime_env\.working_dir=\."),
-        ({"missing": ["hpo_ray", "mine", "torch"]}, "runtime_env.working_dir", "has no hpo_ray, mine, torch; install it there"),
+        (
+            {"missing": ["hpo_ray", "mine", "torch"]},
+            "runtime_env.working_dir",
+            "has no hpo_ray, mine, torch; install it there",
+        ),
     ],
 )
 def test_a_node_that_differs(
