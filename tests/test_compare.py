@@ -251,7 +251,7 @@ def test_a_study_that_fails_is_told_and_does_not_end_the_others(folder: Path) ->
     assert outcome.rows[1].median is None and outcome.rows[0].median is not None
 
 
-@pytest.mark.parametrize("executor", ["inprocess", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("executor", ["inprocess", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_real_executors(folder: Path, executor: str, request: pytest.FixtureRequest) -> None:
     if executor == "ray":
         request.getfixturevalue("ray_cluster")

@@ -327,7 +327,7 @@ def test_the_deadline_is_a_steps_and_not_a_calls(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["DictCheckpoint", "no_checkpoint"])
+@pytest.mark.parametrize("name", ["DictCheckpoint", pytest.param("no_checkpoint", marks=pytest.mark.slow)])
 def test_on_ray_it_is_the_same_study_with_fewer_calls(folder: Path, ray_cluster: None, calls: Calls, name: str) -> None:
     overrides = own(name, "method=hyperband", "scheduler.on_missing_checkpoint=restart", f"task.max_resource={R}")
     inprocess = run_study([*overrides, "executor=inprocess"], folder / "a")

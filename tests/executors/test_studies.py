@@ -18,7 +18,7 @@ from hpo_ray.testing import check_same_decisions, check_same_events, run_study, 
 
 SPACE = "space={lr: {low: 0.01, high: 1.0}}"
 # pbt_replay needs a study to replay: tests/schedulers/test_population.py runs it.
-ON_RAY = ("hypergradient", "hypergradient_pbt", "forward_online")
+ON_RAY = ("hypergradient",)
 EXECUTORS = ["inprocess", pytest.param("ray", marks=pytest.mark.ray)]
 
 
@@ -46,7 +46,7 @@ def ends(result: StudyResult) -> dict[int, int]:
     return dict(sorted(Counter(trial.resource for trial in result.trials).items()))
 
 
-@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize("number", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_hyperband_ends_trials_where_algorithm_1_says(folder: Path, executor: str, number: int) -> None:
     overrides = ["method=hyperband", "task=parabola", "scheduler.max_resource=81", *workers(executor, number)]
     result = run_study(overrides, folder)
@@ -80,7 +80,7 @@ def test_who_goes_on_is_right(folder: Path) -> None:
             for method in METHODS
         ),
         ("hyperband", "function"),
-        ("pbt", "breast_cancer"),
+        pytest.param("pbt", "breast_cancer", marks=pytest.mark.slow),
         *(
             # Also in the simulation and after deaths: here what differs most.
             pytest.param(method, "differentiable", marks=() if method in ON_RAY else pytest.mark.slow)
@@ -211,7 +211,7 @@ def test_whoever_fails_whenever_the_study_ends(folder: Path, name: str, number: 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("name", ["FailsToReset", "KillsItsProcess"])
+@pytest.mark.parametrize("name", ["FailsToReset", pytest.param("KillsItsProcess", marks=pytest.mark.slow)])
 def test_whoever_fails_whenever_the_study_ends_on_ray(folder: Path, ray_cluster: None, name: str) -> None:
     check_whoever_fails_the_study_ends(folder, "ray", name, 2)
 
