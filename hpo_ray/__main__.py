@@ -8,9 +8,9 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,9 +20,7 @@ from hpo_ray.errors import ConfigError, HpoRayError
 from hpo_ray.location import is_uri
 
 if TYPE_CHECKING:
-    from hpo_ray.results import StudyResult, StudyState
     from hpo_ray.study import Draft
-    from hpo_ray.trials import TrialRecord
 
 HELP = """\
 Tunes hyperparameters with Ray Tune. One command per method, one override to change it.
@@ -128,7 +126,7 @@ def _dispatch(typed: list[str]) -> int:
 
 
 def _run(typed: list[str]) -> int:
-    draft = _draft(_parser("run").parse_intermixed_args(typed))
+    draft = replace(_draft(_parser("run").parse_intermixed_args(typed)), command=_command(typed))
     draft.free_name()  # a name that is taken is better known before Ray is imported
     return _carry_out(draft, lambda: _next(draft, typed))
 
@@ -166,7 +164,7 @@ def _resume(typed: list[str]) -> int:
             print("a simulated study keeps no checkpoints, so it is simulated again from its start", flush=True)
         for name, before, now in study.changed:
             print(f"note: {name} was {before} and is {now}, so what comes may not be what would have come", flush=True)
-    return _carry_out(study.draft, lambda: "", study.folder)
+    return _carry_out(replace(study.draft, command=_command(["resume", *typed])), lambda: "", study.folder)
 
 
 def _carry_out(draft: Draft, next_command: Callable[[], str], folder: Path | None = None) -> int:
@@ -186,7 +184,9 @@ def _carry_out(draft: Draft, next_command: Callable[[], str], folder: Path | Non
     ended = result.state.ended
     interrupted = ended is not None and ended.state == "interrupted"
     if draft.config["view"] != "none":
-        print(_summary(result, draft, "" if interrupted else next_command()))
+        from hpo_ray.report.summary import summary
+
+        print(summary(result, draft, "" if interrupted else next_command()))
     if interrupted:
         assert ended is not None
         return 143 if ended.reason.startswith("SIGTERM") else 130
@@ -372,14 +372,10 @@ def _fetch(typed: list[str]) -> int:
     left = "" if options.all else ", without the checkpoints of trials (--all)"
     print(f"{short(folder)}: {size / 1e6:.1f} MB{left}")
     if (folder / BEST_FOLDER / CHECKPOINT_FOLDER).is_dir():
-        print(f"load it    {_load_command(folder)}")
+        from hpo_ray.report.summary import load_command
+
+        print(f"load it    {load_command(folder)}")
     return 0
-
-
-def _load_command(folder: Path) -> str:
-    """What loads the best trial of a study."""
-    code = f'import hpo_ray; best = hpo_ray.load_best("{short(folder)}")'
-    return shlex.join([python(), "-c", code])
 
 
 def _print_report(folder: Path) -> None:
@@ -387,10 +383,11 @@ def _print_report(folder: Path) -> None:
     from omegaconf import OmegaConf
 
     from hpo_ray.best import load_config
+    from hpo_ray.report.summary import summary
     from hpo_ray.results import load_study
     from hpo_ray.study import draft
 
-    print(_summary(load_study(folder), draft(OmegaConf.create(load_config(folder))), "").lstrip("\n"))
+    print(summary(load_study(folder), draft(OmegaConf.create(load_config(folder))), "").lstrip("\n"))
 
 
 def _rebuild_store(root: Path, url: str | None) -> None:
@@ -485,136 +482,11 @@ def _hydra(typed: list[str]) -> int:
     return 0
 
 
-def _summary(result: StudyResult, draft: Draft, next_command: str) -> str:
-    """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
-    from hpo_ray.best import CHECKPOINT_FOLDER
-    from hpo_ray.results import BEST_FOLDER
-    from hpo_ray.view import ENDED, clock, config_text, count, incumbent, spent, virtual_clock
+def _command(typed: Sequence[str]) -> str:
+    """What was typed, without passwords."""
+    from hpo_ray.store.urls import without_password
 
-    state, unit = result.state, draft.task.unit
-    counts = [f"{state.states[name]} {name}" for name in ENDED if state.states[name]]
-    if unfinished := state.states["running"] + state.states["paused"]:
-        counts.append(f"{unfinished} left unfinished")
-    ended, took = state.ended, ""
-    lines = ["", f"{ended.state}: {ended.reason}" if ended else "not finished: it is running, or was killed"]
-    if ended is not None:
-        took = f", {clock(ended.time)}"
-        if simulation := ended.simulation:
-            workers = count(simulation["workers"], "worker")
-            took = f", {virtual_clock(ended.time)} on {workers} (virtual; {simulation['wall_seconds']:.1f} s here)"
-    lines.append(f"{count(len(state.trials), 'trial')} ({', '.join(counts)}), {spent(state.trained, draft)}{took}")
-    best = result.best
-    folder = short(result.path)
-    store = [f"store      {result.store_note}"] if result.store_note else []
-    go_on = [f"next       {next_command}"] if next_command else []
-    if ended is None or ended.state == "interrupted":
-        go_on = [f"resume     {resume_command(result.path)}"]
-    if state.states["failed"]:
-        lines += _failed_table(result)
-    if best is None:
-        return "\n".join([*lines, f"log        {folder}", *store, *go_on])
-    lines.append(f"best       {incumbent(best, draft)}")
-    if result.test_metrics:
-        test = ", ".join(f"{name} {value:.6g}" for name, value in result.test_metrics.items())
-        lines.append(f"test       {test} (computed for this trial only)")
-    if result.test_error:
-        lines.append(f"test       could not be computed: {result.test_error}")
-    lines += _config_lines(best, draft)
-    if ended and ended.model:
-        lines.append(f"model      {_model_text(ended.model, draft)}")
-    if draft.task.metrics:
-        lines += _front_table(result, draft)
-    if state.best_seen is not None and ended and "budget.target" in ended.reason:
-        seen, resource, value = state.best_seen
-        lines.append(f"best seen  {draft.task.metric} {value:.6g} at {unit} {resource} (trial {seen.number})")
-        lines.append(f"  {config_text(seen.config)}")
-    if ended and ended.simulation:
-        lines += _simulation_table(state, draft)
-    lines.append(f"all of it  {folder}")
-    checkpoint = result.path / BEST_FOLDER / CHECKPOINT_FOLDER
-    if checkpoint.is_dir():
-        lines.append(f"load it    {_load_command(result.path)}")
-    return "\n".join([*lines, *store, *go_on])
-
-
-def _config_lines(best: TrialRecord, draft: Draft) -> list[str]:
-    """The best configuration, a name a line; of what the trial itself moved where that is now, and where it started."""
-    moved, lines = dict(best.hyperparameters), []
-    for name, value in draft.space.flatten(dict(best.config)).items():
-        if name in moved:
-            lines.append(f"  {name}: {moved.pop(name)} (by gradient, from {value})")
-        elif f"{name}.mean" in moved:
-            low, high = (moved.pop(f"{name}.{key}") for key in ("min", "max"))
-            mean, spread = (moved.pop(f"{name}.{key}") for key in ("mean", "std"))
-            lines.append(f"  {name}: {low:.4g} to {high:.4g}, mean {mean:.4g}, std {spread:.4g} (from {value})")
-        else:
-            lines.append(f"  {name}: {value}")
-    return lines
-
-
-def _model_text(model: Mapping[str, Any], draft: Draft) -> str:
-    """The searcher's model in one line."""
-    parts = [f"{model['sampler']}, {model['results']} results at {draft.task.unit} {model['resource']}"]
-    if "kernel" in model:
-        parts.append(f"kernel {model['kernel']}; acquisition {model['acquisition']}")
-    if "mean" in model:
-        name, mean, deviation = draft.task.metric, model["mean"], model["deviation"]
-        parts.append(f"predicts {name} {mean:.6g} for the best trial, standard deviation {deviation:.3g}")
-    return "; ".join(parts)
-
-
-def _front_table(result: StudyResult, draft: Draft) -> list[str]:
-    """The Pareto front, and its hypervolume."""
-    names, most = list(draft.task.metrics), 12
-    front = result.pareto_front()
-    rows = [["", "trial", *(f"{name} ({mode})" for name, mode in draft.task.metrics.items())]]
-    rows += [["", str(t.number), *(f"{t.metrics[name]:.6g}" for name in names)] for t in front[:most]]
-    volume = result.hypervolume()
-    if volume is None:
-        lacks = next((name for name in names if name not in draft.task.reference), "a value for each metric")
-        said = f"no hypervolume: task.reference lacks {lacks}"
-    else:
-        reference = ", ".join(f"{name} {draft.task.reference[name]:.6g}" for name in names)
-        said = f"hypervolume {volume:.6g} against {reference}"
-    more = [f"  and {len(front) - most} more in result.json"] if len(front) > most else []
-    trials = f"{len(front)} trials" if len(front) != 1 else "1 trial"
-    return [f"front      {trials} that no other beats in all; {said}", *_table(rows), *more]
-
-
-def _failed_table(result: StudyResult) -> list[str]:
-    """The first trials that failed: why, and where their output lies."""
-    from hpo_ray.results import TRIALS_FILE
-    from hpo_ray.trials import split_error
-    from hpo_ray.view import last_line
-
-    failed, most = result.state.states["failed"], 3
-    rows = []
-    for trial in islice((trial for trial in result.state.trials.values() if trial.state == "failed"), most):
-        error = trial.error or ""
-        output = split_error(error)[1]
-        rows.append(["", f"trial {trial.number}", last_line(error), str(short(result.path / output) if output else "")])
-    more = [f"  and {failed - most} more in {TRIALS_FILE}"] if failed > most else []
-    return [f"failed     {failed} of {len(result.state.trials)} trials", *_table(rows), *more]
-
-
-def _simulation_table(state: StudyState, draft: Draft) -> list[str]:
-    """What a simulated cluster did in each fifth of the virtual time."""
-    from hpo_ray.view import virtual_clock
-
-    assert state.ended is not None and state.ended.simulation is not None
-    simulation, end = state.ended.simulation, state.ended.time
-    rows = [["", "virtual", "workers busy", draft.task.metric]]
-    before = 0.0
-    for fifth in range(1, 6):
-        until = end * fifth / 5
-        busy = [share for t, share in simulation["utilisation_over_time"] if before < t <= until + 1e-9]
-        best = next((i for i in reversed(state.incumbents) if i.time <= until + 1e-9), None)
-        known = "" if best is None else f"{best.value:.6g} at {draft.task.unit} {best.resource}"
-        rows.append(["", virtual_clock(until), f"{sum(busy) / len(busy):.0%}" if busy else "", known])
-        before = until
-    lost = f", {simulation['lost_workers']} lost" if simulation["lost_workers"] else ""
-    head = f"simulated  {simulation['workers']} workers{lost}, {simulation['utilisation']:.0%} busy; "
-    return [head + simulation["cost"], *_table(rows)]
+    return shlex.join([python(), "-m", "hpo_ray", *(without_password(word) for word in typed)])
 
 
 def _next(draft: Draft, typed: Sequence[str]) -> str:
@@ -666,14 +538,10 @@ def _study_line(folder: Path) -> str:
 
 
 def _print_table(rows: list[list[str]]) -> None:
-    for line in _table(rows):
+    from hpo_ray.view import table
+
+    for line in table(rows):
         print(line)
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    """Lines with the columns aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def entry() -> NoReturn:

@@ -132,6 +132,7 @@ class Config:
 
     seed: int = 0
     view: str = "auto"  # live | plain | none; auto: live in a terminal
+    report: bool = True  # whether report.html is written when the study has ended
     study: StudySection = field(default_factory=StudySection)
     task: TaskSection = field(default_factory=TaskSection)
     fidelity: FidelitySection = field(default_factory=FidelitySection)

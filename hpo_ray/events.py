@@ -35,8 +35,9 @@ class LogError(StudyError):
 class StudyStarted:
     """The first line of every log.
 
-    `time` is in seconds since the epoch; in all later events it counts seconds since this one. `metrics`, `reference`
-    and `constraints` are those of the task, where it has several metrics or bounds to keep.
+    `time` is in seconds since the epoch; in all later events it counts seconds since this one. `command`: what was
+    typed; `workers`: how many trials may run at a time. `metrics`, `reference` and `constraints` are those of the task,
+    where it has several metrics or bounds to keep.
     """
 
     kind: ClassVar[str] = "study_started"
@@ -49,6 +50,8 @@ class StudyStarted:
     max_resource: int
     time: float
     versions: Mapping[str, str] = field(default_factory=dict)
+    command: str | None = None
+    workers: int | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
     reference: Mapping[str, float] = field(default_factory=dict)
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -192,9 +195,9 @@ class StudyEnded:
 class StudyResumed:
     """The study goes on, in another process. What comes after a `StudyEnded` is after this.
 
-    `wall` is in seconds since the epoch. The time that the study stood still counts nothing: `time` goes on where it
-    was. `budget`: what it may spend from here on. `cut_off`: ids of the trials that were in training when its process
-    died; none if it ended by itself.
+    `wall` is in seconds since the epoch, `command` what was typed. The time that the study stood still counts nothing:
+    `time` goes on where it was. `budget`: what it may spend from here on. `cut_off`: ids of the trials that were in
+    training when its process died; none if it ended by itself.
     """
 
     kind: ClassVar[str] = "study_resumed"
@@ -203,6 +206,7 @@ class StudyResumed:
     budget: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     cut_off: Sequence[str] = ()
+    command: str | None = None
 
 
 Event = (

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpo_ray.events import (
     FILE_NAME,
@@ -30,7 +30,12 @@ from hpo_ray.events import (
     read,
 )
 from hpo_ray.pareto import front, hypervolume, violations
-from hpo_ray.trials import TrialRecord, Trials
+from hpo_ray.trials import TrialRecord, Trials, column_order, to_row
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from hpo_ray.report.plots import Plots
 
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
@@ -273,9 +278,31 @@ class StudyResult:
         return self.state.best
 
     @property
-    def trials(self) -> list[TrialRecord]:
+    def records(self) -> list[TrialRecord]:
         """All trials by number."""
         return list(self.state.trials.values())
+
+    @property
+    def trials(self) -> DataFrame:
+        """All trials as a table, a row a trial, by number.
+
+        Columns: `number`, `trial_id`, `state`, `value` (of the metric, at `resource`), `resource`, `trained` (units),
+        `seconds`, what the method says of it (`bracket`, `rung`, `generation`, …), `config.NAME` for each
+        hyperparameter, `metrics.NAME` for all that it reported at `resource`, and `error`. What a trial lacks is NaN or
+        None.
+        """
+        import pandas
+
+        rows = [to_row(trial) for trial in self.records]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        return pandas.DataFrame(rows, columns=sorted(columns, key=column_order))
+
+    @property
+    def plot(self) -> Plots:
+        """Its figures: `result.plot.incumbent()`, `.learning_curves()`, `.importance()`, and what else a report has."""
+        from hpo_ray.report.plots import Plots
+
+        return Plots(self)
 
     def pareto_front(self) -> list[TrialRecord]:
         """Of several metrics the trials that no other is better than in all; best first in the first metric.
@@ -286,7 +313,7 @@ class StudyResult:
         assert started is not None
         candidates = [
             trial
-            for trial in self.trials
+            for trial in self.records
             if trial.value is not None and trial.state != "failed" and trial.feasible is not False
         ]
         full = max((trial.resource for trial in candidates), default=0)

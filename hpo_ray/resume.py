@@ -24,7 +24,7 @@ from hpo_ray.location import Location, is_uri
 from hpo_ray.results import StudyState, fold
 from hpo_ray.study import NAME, Draft, draft, versions
 
-MAY_CHANGE = ("budget", "executor", "resources", "cluster", "failure", "tracker", "store", "view")
+MAY_CHANGE = ("budget", "executor", "resources", "cluster", "failure", "tracker", "store", "view", "report")
 """Sections of the configuration that don't decide which trials there are and what they find."""
 
 

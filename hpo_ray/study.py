@@ -94,6 +94,7 @@ class Draft:
         settings: how a differentiable task is trained; None where a task's own code says so.
         resources: what one trial gets.
         cluster: where the study's processes run.
+        command: what was typed for it; None if nobody typed anything.
     """
 
     config: Mapping[str, Any]
@@ -111,6 +112,7 @@ class Draft:
     cluster: Cluster
     grid_size: int | None = None
     settings: Hypergradient | None = None
+    command: str | None = None
 
     @property
     def keep_checkpoints(self) -> str:

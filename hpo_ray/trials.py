@@ -107,6 +107,42 @@ class TrialRecord:
         return None if self.schedule is None else [[resource, config] for resource, config in self.schedule]
 
 
+def to_row(trial: TrialRecord) -> dict[str, Any]:
+    """A trial as a row of a table: nested names dotted, `config.lr`, `metrics.accuracy`."""
+    return {
+        "number": trial.number,
+        "trial_id": trial.trial_id,
+        "state": trial.state,
+        "value": trial.value,
+        "resource": trial.resource,
+        "trained": trial.trained,
+        "seconds": trial.seconds,
+        **{name: value for name, value in trial.tags.items()},
+        **{f"config.{name}": value for name, value in flat(trial.config).items()},
+        **{f"metrics.{name}": value for name, value in trial.metrics.items()},
+        "error": trial.error,
+    }
+
+
+_GROUPS = ("config.", "metrics.", "error")
+
+
+def column_order(name: str) -> int:
+    """Columns of `to_row` in the order of their groups; within one they stay as they are."""
+    return next((1 + i for i, group in enumerate(_GROUPS) if name.startswith(group)), 0)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration with dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 OUTPUT = "\noutput: "
 """What stands in an error before the path of what the trial has printed."""
 

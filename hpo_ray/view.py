@@ -283,6 +283,12 @@ def count(n: int, unit: str) -> str:
     return f"{n} {unit}" if n == 1 else f"{n} {unit}s"
 
 
+def table(rows: list[list[str]]) -> list[str]:
+    """Lines with the columns aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def virtual_clock(seconds: float) -> str:
     """As `clock`, but with digits where a simulation takes less than a minute."""
     return clock(seconds) if seconds >= 60 else f"{seconds:.3g} s"

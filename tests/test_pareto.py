@@ -65,7 +65,7 @@ def test_the_front_of_a_study(folder: Path) -> None:
     """result.json against a plain double loop over trials.jsonl, and the hypervolume against a grid of cells."""
     result = run_study(["method=nsga2", "task=branin_currin", "budget.trials=40", "executor=inprocess"], folder)
     content = json.loads((result.path / "result.json").read_text())
-    points = {t.number: (t.metrics["branin"], t.metrics["currin"]) for t in result.trials}
+    points = {t.number: (t.metrics["branin"], t.metrics["currin"]) for t in result.records}
     best = {n for n, p in points.items() if not any(dominates(q, p) for q in points.values())}
     assert {entry["number"] for entry in content["pareto_front"]} == best and len(best) > 1
     first = [entry["values"]["branin"] for entry in content["pareto_front"]]
@@ -81,7 +81,7 @@ def test_without_a_reference_there_is_no_hypervolume(folder: Path) -> None:
     content = json.loads((result.path / "result.json").read_text())
     assert content["hypervolume"] is None and content["metrics"] == {"loss": "min", "currin": "max"}
     assert max(e["values"]["currin"] for e in content["pareto_front"]) == max(
-        t.metrics["currin"] for t in result.trials
+        t.metrics["currin"] for t in result.records
     )
 
 
@@ -90,12 +90,12 @@ def test_constraints_keep_trials_from_being_the_best(folder: Path, method: str) 
     overrides = [f"method={method}", "task=branin_currin", "task.constraints={branin: {low: 20.0}}"]
     result = run_study([*overrides, "budget.trials=30", "executor=inprocess"], folder)
     assert result.best is not None and result.best.feasible
-    kept = [t.metrics["branin"] for t in result.trials if t.metrics["branin"] >= 20.0]
+    kept = [t.metrics["branin"] for t in result.records if t.metrics["branin"] >= 20.0]
     metric = result.state.started.metric  # type: ignore[union-attr]
     if metric == "branin":
         assert result.best.value == min(kept)
     lines = [json.loads(line) for line in (result.path / "trials.jsonl").read_text().splitlines()]
-    assert [line["feasible"] for line in lines] == [t.metrics["branin"] >= 20.0 for t in result.trials]
+    assert [line["feasible"] for line in lines] == [t.metrics["branin"] >= 20.0 for t in result.records]
     assert all(t.feasible for t in result.pareto_front())
     assert all(incumbent.value >= 20.0 for incumbent in result.state.best_at_full if metric == "branin")
 
@@ -103,7 +103,7 @@ def test_constraints_keep_trials_from_being_the_best(folder: Path, method: str) 
 def test_the_mode_of_the_first_metric_comes_from_the_metrics(folder: Path) -> None:
     typed = ["method=random", "task=branin_currin", "task.metrics={branin: max, currin: min}", "task.metric=branin"]
     result = run_study([*typed, "budget.trials=9", "executor=inprocess"], folder)
-    assert result.best is not None and result.best.value == max(t.metrics["branin"] for t in result.trials)
+    assert result.best is not None and result.best.value == max(t.metrics["branin"] for t in result.records)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_metric_that_never_comes_or_a_bound_that_nobody_keeps_fails_the_study(
 def test_a_target_is_reached_by_a_trial_that_keeps_the_bounds(folder: Path) -> None:
     typed = ["method=random", "task=branin_currin", "task.constraints={currin: {high: 4}}", "budget.target=60"]
     result = run_study([*typed, "budget.trials=60", "executor=inprocess"], folder)
-    assert any(t.metrics["branin"] <= 60 and t.metrics["currin"] > 4 for t in result.trials[:-1])
+    assert any(t.metrics["branin"] <= 60 and t.metrics["currin"] > 4 for t in result.records[:-1])
     assert result.best is not None and result.best.metrics["currin"] <= 4 and result.best.metrics["branin"] <= 60
     assert result.state.best_seen is not None and result.state.best_seen[0].metrics["currin"] <= 4
 
@@ -133,6 +133,6 @@ def test_a_second_metric_that_is_not_finite_fails_the_trial(folder: Path) -> Non
     typed = ["method=tpe_multi", "task=custom", "task.trainable=mine.second_not_finite", "task.max_resource=2"]
     typed += ["space={lr: {low: 0.0, high: 1.0}}", "task.metrics={loss: min, other: min}"]
     result = run_study([*typed, "budget.trials=12", "executor=inprocess"], folder)
-    failed = [t for t in result.trials if t.state == "failed"]
+    failed = [t for t in result.records if t.state == "failed"]
     assert failed and all(t.config["lr"] < 0.5 and "other is nan at 1" in str(t.error) for t in failed)
     assert all(t.config["lr"] >= 0.5 for t in result.pareto_front())

@@ -95,7 +95,7 @@ def test_written_files_and_loading(tmp_path: Path) -> None:
     result = StudyResult(tmp_path, fold(events), {"loss": 0.2})
     result.write()
     again = load_study(tmp_path)
-    assert again.best == result.best and again.trials == result.trials and again.test_metrics == {"loss": 0.2}
+    assert again.best == result.best and again.records == result.records and again.test_metrics == {"loss": 0.2}
     assert again.to_json() == result.to_json()
     assert not list(tmp_path.glob(".*")), "no temporary file stays"
 

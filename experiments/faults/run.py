@@ -147,13 +147,13 @@ def measure(method: str, executor: str, kills: int, per_study: int, draws: rando
         numbers = [event.number for event in read(folder / "events.jsonl") if event.kind == "trial_added"]
         found["studies"] += 1
         found["kills"] += deaths
-        found["lost"] += len(whole.trials) - len(set(numbers))
+        found["lost"] += len(whole.records) - len(set(numbers))
         found["doubled"] += len(numbers) - len(set(numbers))
         if executor == "inprocess":  # one worker: to the digit
             found["different"] += sum(a != b for a, b in zip(outcomes(whole), outcomes(result), strict=False))
             again.append(result.state.trained - whole.state.trained)
         else:
-            found["different"] += len(whole.trials) != len(result.trials) or result.state.ended.state != "finished"
+            found["different"] += len(whole.records) != len(result.records) or result.state.ended.state != "finished"
             again.append(repeated(folder))
         check_scheduler_is_a_fold(result)
         check_searcher_is_a_fold(result, cuts=(4,))

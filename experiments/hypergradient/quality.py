@@ -48,7 +48,7 @@ def study(*overrides: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = run_study(["executor=inprocess", "store=none", *overrides], Path(folder))
         found = json.loads((result.path / "result.json").read_text())
-        units = sum(trial.resource or 0 for trial in result.trials)
+        units = sum(trial.resource or 0 for trial in result.records)
     metrics = found["best"]["metrics"]
     return {"loss": metrics["loss"], "test": metrics["test_loss"], "metrics": metrics, "units": units}
 

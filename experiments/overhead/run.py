@@ -87,7 +87,7 @@ def hpo_ray_study(trainable: Any, folder: Path, clock: Clock, executor: str) -> 
         ]
     )
     study = dataclasses.replace(build(draft(config)), callbacks=(clock,))
-    return sum(len(trial.history) for trial in run(study, View()).trials)
+    return sum(len(trial.history) for trial in run(study, View()).records)
 
 
 def measure(case: Callable[[Path, Clock], int], with_ray: bool) -> float:

@@ -147,8 +147,8 @@ def _run(
     """Runs a study, or the rest of one: `events` are what its log holds."""
     study, folder = this.study, this.folder
     state = StudyState()
-    started = events[0] if events else _started(study.draft, folder)
-    resumed = StudyResumed(0.0, time.time(), study.draft.config["budget"], versions())
+    started = events[0] if events else _started(study.draft, folder, this.concurrency)
+    resumed = StudyResumed(0.0, time.time(), study.draft.config["budget"], versions(), command=study.draft.command)
     simulated = study.executor.in_memory  # its checkpoints are gone, and its time costs nothing: it runs again
     clock = study.executor.clock(0.0 if simulated or not events else goes_on_at(events))
     repeated: RepeatedLog | None = None
@@ -334,7 +334,7 @@ def _model(study: Study, state: StudyState) -> Mapping[str, Any] | None:
         return None
 
 
-def _started(draft: Draft, folder: Path) -> StudyStarted:
+def _started(draft: Draft, folder: Path, workers: int) -> StudyStarted:
     return StudyStarted(
         study=folder.name,
         method=draft.method,
@@ -345,6 +345,8 @@ def _started(draft: Draft, folder: Path) -> StudyStarted:
         max_resource=draft.max_resource,
         time=time.time(),
         versions=versions(),
+        command=draft.command,
+        workers=workers,
         metrics=draft.task.metrics,
         reference=draft.task.reference,
         constraints=draft.task.constraints,

@@ -83,7 +83,7 @@ def resume_study(
 
 def outcomes(result: StudyResult) -> list[tuple[Any, ...]]:
     """What a study came to: (number, configuration, state, final resource, value) of each trial."""
-    return [(t.number, dict(t.config), t.state, t.resource, t.value) for t in result.trials]
+    return [(t.number, dict(t.config), t.state, t.resource, t.value) for t in result.records]
 
 
 def check_resumes(undisturbed: StudyResult, resumed: StudyResult) -> None:

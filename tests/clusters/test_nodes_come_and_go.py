@@ -110,12 +110,12 @@ def test_a_node_that_goes_costs_nothing(folder: Path, method: str, add: bool, gr
     assert retried and not any(event.counted for event in retried)
     assert all(re.match(r"its node (127\.0\.0\.1 )?has gone: ", event.error) for event in retried), retried
     assert result.state.states["failed"] == 0
-    for trial in result.trials:
+    for trial in result.records:
         assert sorted({resource for resource, _ in trial.history}) == list(range(1, trial.resource + 1)), trial
     nodes = {str(event.metrics["node"]) for event in events if isinstance(event, Reported)}
     assert ids[1] in nodes, "its first steps"
     assert bool(nodes - set(ids)) == add, "what comes is used"
     if method == "hyperband":
         for index, bracket in enumerate(hyperband_brackets(9)):
-            reached = [trial.resource for trial in result.trials if trial.tags["bracket"] == index]
+            reached = [trial.resource for trial in result.records if trial.tags["bracket"] == index]
             assert [sum(r >= rung.r for r in reached) for rung in bracket.rungs] == [rung.n for rung in bracket.rungs]

@@ -251,7 +251,7 @@ def test_a_scheduler_of_the_users_hears_of_each_report_at_once(
         overrides.append("~scheduler.max_resource")
     result = run_study([*overrides, "executor=inprocess"], folder)
     assert calls["train_buffered"] == 0
-    assert [trial.resource for trial in result.trials] == [4 if derived else R] * 2
+    assert [trial.resource for trial in result.records] == [4 if derived else R] * 2
 
 
 def test_a_checkpoint_that_is_due_by_its_seconds_is_of_the_last_report(

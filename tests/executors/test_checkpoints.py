@@ -106,7 +106,7 @@ def test_on_ray_copies_and_promotions_need_no_pickle(folder: Path, ray_cluster: 
     """A population copies checkpoints from trial to trial, and reads each in the process of an actor."""
     overrides = [*own("Learns", "method=pbt", "scheduler.max_resource=9", "scheduler.interval=2"), "executor=ray"]
     result = run_study([*overrides, "scheduler.population=4", "executor.num_cpus=4", "budget.concurrency=1"], folder)
-    assert any(trial.lineage for trial in result.trials) and not result.state.states["failed"]
+    assert any(trial.lineage for trial in result.records) and not result.state.states["failed"]
     saved = [path.name for path in result.path.glob("trials/*/checkpoint_*/*")]
     assert saved and set(saved) == {".hpo_ray.json"}
 

@@ -57,7 +57,7 @@ def study(
 
 
 def outcome(result: StudyResult) -> dict[int, tuple[str, int]]:
-    return {trial.number: (trial.state, trial.resource) for trial in result.trials}
+    return {trial.number: (trial.state, trial.resource) for trial in result.records}
 
 
 # References: what each method is to do, in plain loops. `fails` tells whether a trial fails on its way to a rung, and
@@ -156,7 +156,7 @@ def expected(method: str, result: StudyResult, faults: Mapping[int, int]) -> dic
     def fails(trial: int, below: int, to: int) -> int | None:
         return faults[trial] - 1 if trial in faults and below < faults[trial] <= to else None
 
-    rates = {trial.number: trial.config["lr"] for trial in result.trials}
+    rates = {trial.number: trial.config["lr"] for trial in result.records}
     brackets = tuple(hyperband_brackets(9))
     if method in ("successive_halving", "hyperband", "bohb", "dehb"):
         return halving(rates, fails, brackets[:1] if method == "successive_halving" else brackets)
@@ -179,7 +179,7 @@ def clean(method: str, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
 
 def victims(result: StudyResult) -> dict[int, int]:
     """Whom it hits where: the best on its way to the top rung, another to the middle one, the last to the lowest."""
-    trials = [trial for trial in result.trials if trial.tags.get("bracket", 0) == 0]
+    trials = [trial for trial in result.records if trial.tags.get("bracket", 0) == 0]
     best, other, *_ = sorted(trials, key=lambda trial: (-trial.resource, trial.config["lr"]))
     last = next(trial for trial in reversed(trials) if trial not in (best, other))
     assert best.resource == 9 and other.resource >= 3
@@ -208,7 +208,7 @@ def test_whatever_fails_in_whichever_rung_the_others_get_what_they_are_due(
     assert outcome(result) == expected(method, result, at)
     assert result.state.states["failed"] == 3
     for number, step in at.items():
-        text, _, output = str(result.trials[number].error).rpartition("\noutput: ")
+        text, _, output = str(result.records[number].error).rpartition("\noutput: ")
         says = KINDS[kinds[number]].format(step=step)
         assert text.endswith(says) and f"about to {kinds[number]}\n" in (result.path / output).read_text()
 
@@ -232,7 +232,7 @@ def test_with_a_retry_nothing_is_lost(
     result = study(folder, method, faults, 1, "Faulty", f"task.args.path={folder}", "failure.max_retries=1")
     check_ended(result)
     assert outcome(result) == outcome(first) and result.state.states["failed"] == 0
-    assert [trial.config for trial in result.trials] == [trial.config for trial in first.trials]
+    assert [trial.config for trial in result.records] == [trial.config for trial in first.records]
     retried = [int(event.trial_id) for event in read(result.path / FILE_NAME) if isinstance(event, TrialRetried)]
     assert sorted(retried) == sorted(at)
 
@@ -243,7 +243,7 @@ def check_ended(result: StudyResult) -> None:
     assert state.ended is not None and (state.ended.state, state.ended.reason) == ("finished", "all trials are done")
     assert not state.states["running"] and not state.states["paused"]
     ended = sorted(int(event.trial_id) for event in read(result.path / FILE_NAME) if isinstance(event, TrialEnded))
-    assert ended == list(range(len(result.trials)))
+    assert ended == list(range(len(result.records)))
 
 
 # Hangs.
@@ -258,7 +258,7 @@ def test_what_hangs_is_interrupted_and_the_error_says_where(folder: Path, name: 
     result = study(folder, "random", f"1-2-{kind}", 1, name, *more)
     check_ended(result)
     assert outcome(result) == {0: ("completed", 9), 1: ("failed", 1), 2: ("completed", 9)}
-    error = str(result.trials[1].error)
+    error = str(result.records[1].error)
     assert "goes_wrong" in error and "hpo_ray" not in error and "threading.py" not in error
     assert error.endswith("TrialTimeout: no report for 0.5 s (budget.trial_timeout_s)\noutput: trials/1/output.log")
     assert next(e for e in read(result.path / FILE_NAME) if isinstance(e, TrialEnded) and e.error).reason == (
@@ -275,7 +275,7 @@ def test_a_setup_that_hangs_fails_its_trial(folder: Path) -> None:
     result = study(folder, "random", "0-0-hang_2-0-hang", 1, "Faulty", "budget.trials=4")
     assert outcome(result) == {0: ("failed", 0), 1: ("completed", 9), 2: ("failed", 0), 3: ("completed", 9)}
     for number, what in ((0, "setup"), (2, "reset_config")):
-        assert f"{what} took more than {TIMEOUT} s (budget.trial_timeout_s)" in str(result.trials[number].error)
+        assert f"{what} took more than {TIMEOUT} s (budget.trial_timeout_s)" in str(result.records[number].error)
 
 
 def test_the_deadline_is_taken_away_after_each_call(folder: Path) -> None:
@@ -306,7 +306,7 @@ def test_simulated_hangs_are_those_of_virtual_time(folder: Path, retries: int, s
     overrides = ["executor=simulated", "executor.workers=2", "executor.speeds=[1,0.25]", "executor.step_s=2"]
     overrides += ["budget.trial_timeout_s=5", "method=random", "budget.trials=2", f"failure.max_retries={retries}"]
     result = run_study([*own("Faulty"), "task.max_resource=3", *overrides], folder)
-    assert [trial.state for trial in result.trials] == ["completed", state]
+    assert [trial.state for trial in result.records] == ["completed", state]
     failed = next(e for e in read(result.path / FILE_NAME) if isinstance(e, TrialRetried if retries else TrialEnded))
     assert failed.time == 5.0 and "no report for 5 s (budget.trial_timeout_s)" in str(failed.error)
     assert result.state.ended is not None and result.state.ended.time == end
@@ -443,7 +443,7 @@ def test_a_process_that_ends_costs_its_trial(folder: Path, ray_cluster: None, me
         "stuck": "no report for 3 s (budget.trial_timeout_s)\n",
     }
     for number, (kind, _) in at.items():
-        trial = result.trials[number]
+        trial = result.records[number]
         assert trial.state == "failed" and says[kind] in str(trial.error), trial.error
         assert str(trial.error).endswith(f"\noutput: trials/{number}/output.log")
         assert f"about to {kind}\n" in (result.path / f"trials/{number}/output.log").read_text()

@@ -98,7 +98,7 @@ def test_what_a_trial_that_failed_has_printed_is_brought_here(folder: Path, stor
         "Faulty", "hyperband", "executor=ray", f"store.root={store}", "+task.args.faults=3-1-raise_5-0-raise"
     )
     result = run_study(overrides, folder / "remote")
-    failed = [trial for trial in result.trials if trial.state == "failed"]
+    failed = [trial for trial in result.records if trial.state == "failed"]
     assert [trial.number for trial in failed] == [3, 5]
     for trial in failed:
         assert "went wrong" in str(trial.error) and f"trials/{trial.number}/output.log" in str(trial.error)

@@ -303,7 +303,7 @@ def test_law_more_workers_propose_the_same_configurations_first(folder: Path, me
             [f"method={method}", "task=branin", "task.max_resource=9", *simulated(workers)], folder / str(workers)
         )
         check_same_proposals(one, more)
-        assert len(more.trials) == len(one.trials)
+        assert len(more.records) == len(one.records)
 
 
 @pytest.mark.parametrize("method", each_part_once(QUICK))
@@ -331,9 +331,9 @@ def test_no_worker_is_idle_while_there_is_work(folder: Path, workers: int) -> No
 def test_paused_state_stays_in_memory_and_nothing_is_left_on_disk(folder: Path) -> None:
     for name in ("train", "DictCheckpoint"):
         result = run_study([*own(name), "method=hyperband", *simulated(3)], folder / name)
-        assert sorted(t.resource for t in result.trials) == [1] * 6 + [3] * 6 + [9] * 5
+        assert sorted(t.resource for t in result.records) == [1] * 6 + [3] * 6 + [9] * 5
         assert result.best is not None and result.best.value == pytest.approx(
-            min(t.config["lr"] for t in result.trials if t.resource == 9) + 1 / 9
+            min(t.config["lr"] for t in result.records if t.resource == 9) + 1 / 9
         )
         left = {str(path.relative_to(result.path)) for path in result.path.rglob("*") if path.is_file()}
         printed = {path for path in left if path.endswith("output.log")}
@@ -342,9 +342,9 @@ def test_paused_state_stays_in_memory_and_nothing_is_left_on_disk(folder: Path) 
 
 def test_what_a_failed_save_wrote_is_in_nobody_elses_checkpoint(folder: Path) -> None:
     result = run_study([*own("WritesThenFailsToSave"), "method=hyperband", *simulated(2)], folder)
-    failed = [t for t in result.trials if t.state == "failed"]
+    failed = [t for t in result.records if t.state == "failed"]
     assert failed and all(t.config["lr"] < 0.2 and "disk full" in str(t.error) for t in failed)
-    assert any(t.resource == 9 and len(t.history) == 9 for t in result.trials)
+    assert any(t.resource == 9 and len(t.history) == 9 for t in result.records)
 
 
 def test_trackers_write_into_the_folders_of_trials(folder: Path) -> None:

@@ -43,7 +43,7 @@ def own(name: str, *more: str) -> list[str]:
 
 def ends(result: StudyResult) -> dict[int, int]:
     """How many trials ended at which resource."""
-    return dict(sorted(Counter(trial.resource for trial in result.trials).items()))
+    return dict(sorted(Counter(trial.resource for trial in result.records).items()))
 
 
 @pytest.mark.parametrize("number", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
@@ -59,10 +59,10 @@ def test_hyperband_ends_trials_where_algorithm_1_says(folder: Path, executor: st
 def test_who_goes_on_is_right(folder: Path) -> None:
     """Replays the log with a plain sort: in each rung the best floor(n/eta) go on, ties to the lower number."""
     result = run_study(["method=hyperband", "task=parabola", "executor=inprocess", "executor.workers=3"], folder)
-    values = {t.trial_id: dict(t.history) for t in result.trials}
-    reached = {t.trial_id: t.resource for t in result.trials}
+    values = {t.trial_id: dict(t.history) for t in result.records}
+    reached = {t.trial_id: t.resource for t in result.records}
     for index, bracket in enumerate(hyperband_brackets(27)):
-        members = [t.trial_id for t in result.trials if t.tags["bracket"] == index]
+        members = [t.trial_id for t in result.records if t.tags["bracket"] == index]
         for rung, above in zip(bracket.rungs, bracket.rungs[1:], strict=False):
             assert len(members) == rung.n
             best = sorted(members, key=lambda m: (values[m][rung.r], m))[: above.n]
@@ -115,7 +115,7 @@ def test_same_seed_same_trials_and_another_seed_others(folder: Path) -> None:
     overrides = ["method=random", "task=branin", "budget.trials=5", "executor=inprocess"]
     first, again, other = (run_study([*overrides, f"seed={s}"], folder / n) for n, s in (("a", 1), ("b", 1), ("c", 2)))
     check_same_events(first, again)
-    assert [t.config for t in first.trials] != [t.config for t in other.trials]
+    assert [t.config for t in first.records] != [t.config for t in other.records]
 
 
 def test_more_workers_propose_the_same_configurations(folder: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_users_code_runs_unchanged(folder: Path, executor: str, name: str) -> 
     assert ends(result) == {1: 6, 3: 6, 9: 5}
     assert result.state.trained == 69, "a trial that moves up trains only the difference"
     assert result.best is not None
-    assert result.best.value == pytest.approx(min(t.config["lr"] for t in result.trials if t.resource == 9) + 1 / 9)
+    assert result.best.value == pytest.approx(min(t.config["lr"] for t in result.records if t.resource == 9) + 1 / 9)
 
 
 @pytest.mark.parametrize("name", ["RefusesReset", "FailsAtTheEnd", "TensorMetric"])
@@ -159,7 +159,7 @@ def test_a_trial_that_changes_the_folder_changes_its_own(folder: Path, executor:
     overrides = [*own("changes_folder"), "method=random", "budget.trials=3", *workers(executor, 2)]
     result = run_study(overrides, folder)
     assert Path.cwd() == folder
-    assert all(trial.state == "completed" and trial.metrics["in_its_own"] for trial in result.trials)
+    assert all(trial.state == "completed" and trial.metrics["in_its_own"] for trial in result.records)
 
 
 def test_a_keyboard_interrupt_of_the_users_code_fails_its_trial(folder: Path) -> None:
@@ -188,19 +188,19 @@ def test_without_checkpoints_the_study_fails_with_the_way_out(folder: Path) -> N
 def test_trials_that_end_by_themselves_are_completed(folder: Path) -> None:
     executor = "inprocess"
     result = run_study([*own("short"), "method=random", "budget.trials=3", *workers(executor, 1)], folder)
-    assert [(t.state, t.resource) for t in result.trials] == [("completed", 4)] * 3
+    assert [(t.state, t.resource) for t in result.records] == [("completed", 4)] * 3
 
 
 def check_whoever_fails_the_study_ends(folder: Path, executor: str, name: str, number: int) -> None:
     overrides = [*own(name), "scheduler.on_missing_checkpoint=restart", "seed=3", *workers(executor, number)]
     result = run_study(overrides, folder)
     assert result.state.ended is not None and result.state.ended.state == "finished"
-    failed = [t for t in result.trials if t.state == "failed"]
+    failed = [t for t in result.records if t.state == "failed"]
     assert failed and all(t.error for t in failed)
     assert not (result.state.states["running"] or result.state.states["paused"])
-    assert sum(result.state.states.values()) == len(result.trials) == 17
+    assert sum(result.state.states.values()) == len(result.records) == 17
     assert result.best is not None and result.best.state == "completed"
-    survivors = [t for t in result.trials if t.state == "completed"]
+    survivors = [t for t in result.records if t.state == "completed"]
     assert survivors and all(t.resource == 9 for t in survivors)
 
 
@@ -219,7 +219,7 @@ def test_whoever_fails_whenever_the_study_ends_on_ray(folder: Path, ray_cluster:
 def test_an_error_is_the_users_own_and_names_the_output(folder: Path, executor: str) -> None:
     overrides = [*own("raises"), "method=random", "budget.trials=4", *workers(executor, 1)]
     result = run_study(overrides, folder)
-    trial = next(t for t in result.trials if t.state == "failed")
+    trial = next(t for t in result.records if t.state == "failed")
     assert trial.error is not None
     assert f"ValueError: the rate {trial.config['lr']:.3f} is too low" in trial.error
     assert "mine.py" in trial.error and "hpo_ray" not in trial.error and "site-packages/ray" not in trial.error
@@ -236,7 +236,7 @@ def test_a_value_that_is_not_finite_ends_the_trial_without_retry(folder: Path) -
     executor = "inprocess"
     overrides = [*own("not_finite"), "method=random", "budget.trials=6", "failure.max_retries=3", *workers(executor, 1)]
     result = run_study(overrides, folder)
-    low = [t for t in result.trials if t.config["lr"] < 0.5]
+    low = [t for t in result.records if t.config["lr"] < 0.5]
     assert low and all(t.state == "failed" and len(t.history) == 2 for t in low)
     assert all(t.error == "loss is nan at 2" or str(t.error).startswith("loss is nan at 2\n") for t in low)
     assert all(t.resource == 1 for t in low), "its value is the last finite one"
@@ -249,8 +249,8 @@ def test_a_value_that_is_not_finite_ends_the_trial_without_retry(folder: Path) -
 def test_retries_on_ray(folder: Path, ray_cluster: None) -> None:
     overrides = [*own("FailsOnce"), f"task.args.path={folder}", "failure.max_retries=1", "method=random"]
     result = run_study([*overrides, "budget.trials=2", *workers("ray", 2)], folder)
-    assert [[r for r, _ in trial.history] for trial in result.trials] == [[1, *range(1, 10)]] * 2
-    assert [(trial.state, trial.trained, trial.error) for trial in result.trials] == [("completed", 10, None)] * 2
+    assert [[r for r, _ in trial.history] for trial in result.records] == [[1, *range(1, 10)]] * 2
+    assert [(trial.state, trial.trained, trial.error) for trial in result.records] == [("completed", 10, None)] * 2
 
 
 def test_retries_go_on_from_the_last_checkpoint(folder: Path) -> None:
@@ -259,10 +259,10 @@ def test_retries_go_on_from_the_last_checkpoint(folder: Path) -> None:
     assert ends(result) == {1: 6, 3: 6, 9: 5}
     assert not result.state.states["failed"]
     # A trial in bracket 0 is paused at 1 and fails at its second step after that: it goes on from 1, nothing is lost.
-    first = next(t for t in result.trials if t.tags["bracket"] == 0 and t.resource == 9)
+    first = next(t for t in result.records if t.tags["bracket"] == 0 and t.resource == 9)
     assert [r for r, _ in first.history] == [1, *range(2, 10)]
     # In bracket 2 a trial fails at step 2 before it was ever saved: step 1 is trained twice, and counted.
-    last = result.trials[-1]
+    last = result.records[-1]
     assert [r for r, _ in last.history] == [1, 1, *range(2, 10)] and last.trained == 10
 
 
@@ -292,15 +292,15 @@ def test_a_trial_knows_its_number_seed_and_arguments_and_its_config_holds_nothin
         *workers(executor, 2),
     ]
     result = run_study(overrides, folder)
-    assert [t.metrics["number"] for t in result.trials] == [0, 1, 2]
-    assert len({t.metrics["seed"] for t in result.trials}) == 3
-    assert {t.metrics["arg"] for t in result.trials} == {"/data"}
-    assert all(set(t.config) == {"lr"} for t in result.trials)
+    assert [t.metrics["number"] for t in result.records] == [0, 1, 2]
+    assert len({t.metrics["seed"] for t in result.records}) == 3
+    assert {t.metrics["arg"] for t in result.records} == {"/data"}
+    assert all(set(t.config) == {"lr"} for t in result.records)
 
 
 def test_known_configurations_come_first(folder: Path) -> None:
     result = run_study(["task=parabola", "searcher.initial=[{x: 1.5},{x: 2}]", "executor=inprocess"], folder)
-    assert [t.config for t in result.trials[:2]] == [{"x": 1.5}, {"x": 2.0}]
+    assert [t.config for t in result.records[:2]] == [{"x": 1.5}, {"x": 2.0}]
     assert result.best is not None and result.best.value == 0.0
 
 
@@ -323,7 +323,7 @@ def test_the_run_does_what_the_plan_says(folder: Path, overrides: list[str], tri
     overrides = [*overrides, "task=parabola", "executor=inprocess"]
     plan = draft(load(overrides)).plan
     result = run_study(overrides, folder)
-    assert len(result.trials) == plan.trials and (trials is None or plan.trials == trials)
+    assert len(result.records) == plan.trials and (trials is None or plan.trials == trials)
     assert result.state.trained == plan.total_resource
 
 
@@ -331,13 +331,13 @@ def test_budget_target_ends_the_study(folder: Path) -> None:
     result = run_study(["task=parabola", "budget.target=0.1", "executor=inprocess"], folder)
     assert result.state.ended is not None and "budget.target=0.1 reached" in result.state.ended.reason
     assert result.state.best_seen is not None and result.state.best_seen[2] <= 0.1
-    assert len(result.trials) < 49
+    assert len(result.records) < 49
 
 
 def test_budget_time_ends_the_study(folder: Path) -> None:
     result = run_study(["task=parabola", "method=random", "budget.time_s=0.3", "executor=inprocess"], folder)
     assert result.state.ended is not None and "budget.time_s=0.3 used up" in result.state.ended.reason
-    assert result.state.ended.time >= 0.3 and len(result.trials) > 1
+    assert result.state.ended.time >= 0.3 and len(result.records) > 1
 
 
 def test_concurrency_is_kept_and_paused_trials_don_t_count(folder: Path) -> None:

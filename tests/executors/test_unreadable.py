@@ -100,7 +100,7 @@ def test_it_decides_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, metho
     result = run_study(overrides, folder / "b")
 
     def outcome(study: StudyResult) -> list[Any]:
-        return [(t.config, t.state, t.resource, t.value, t.tags) for t in study.trials]
+        return [(t.config, t.state, t.resource, t.value, t.tags) for t in study.records]
 
     assert outcome(result) == outcome(plain)
 
@@ -117,7 +117,7 @@ def test_without_one_before_the_trial_fails_or_starts_again(
     )
     overrides = [*own(name), *METHODS["hyperband"], "executor=inprocess", f"failure.max_retries={retries}"]
     result = run_study(overrides, folder)
-    trial = result.trials[int(damaged[0].parent.name)]
+    trial = result.records[int(damaged[0].parent.name)]
     retried = [event for event in read(result.path / FILE_NAME) if isinstance(event, TrialRetried)]
     assert len(retried) == retries and all("UnreadableCheckpoint" in event.error for event in retried)
     if retries:
@@ -144,7 +144,7 @@ def test_a_copy_does_not_fall_back_on_the_weights_before_it(
     monkeypatch.setattr(Recorder, "_changed", changed)
     overrides = [*own("Learns"), *METHODS["pbt"], "executor=inprocess"]
     result = run_study(overrides, folder)
-    trial = result.trials[int(damaged[0].parent.name)]
+    trial = result.records[int(damaged[0].parent.name)]
     assert trial.state == "failed" and "UnreadableCheckpoint" in str(trial.error)
     assert not [event for event in read(result.path / FILE_NAME) if isinstance(event, TrialRetried)]
 
@@ -152,7 +152,7 @@ def test_a_copy_does_not_fall_back_on_the_weights_before_it(
 def test_an_error_of_training_is_none_of_reading(folder: Path) -> None:
     """A function that fails after it has read its checkpoint fails as ever."""
     result = run_study([*own("reads_then_fails"), *METHODS["hyperband"], "executor=inprocess"], folder)
-    failed = [trial for trial in result.trials if trial.state == "failed"]
+    failed = [trial for trial in result.records if trial.state == "failed"]
     assert failed and all("ValueError: fails at 4" in str(trial.error) for trial in failed)
     assert not [event for event in read(result.path / FILE_NAME) if isinstance(event, TrialRetried)]
 

@@ -190,7 +190,7 @@ def test_a_study_that_was_copied_to_another_store_goes_on_there(folder: Path, me
     other.join("t").copy_from(memory.join("s"))
     before = memory.join("s", FILE_NAME).read()
     grown = resume_study(str(other.join("t")), ["budget.trials=8"])
-    assert grown.path == (folder / "outputs/t").resolve() and len(grown.trials) == 8
+    assert grown.path == (folder / "outputs/t").resolve() and len(grown.records) == 8
     assert memory.join("s", FILE_NAME).read() == before == (study / FILE_NAME).read_bytes()
     assert other.join("t", FILE_NAME).read() == (grown.path / FILE_NAME).read_bytes()
 

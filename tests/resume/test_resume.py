@@ -90,7 +90,7 @@ def test_law_a_study_that_dies_comes_to_what_it_would_have(
         assert deaths > 0 and result.state.resumed in (deaths, deaths - 1)
         check_resumes(undisturbed, result)
         added = [event.number for event in read(result.path / FILE_NAME) if isinstance(event, TrialAdded)]
-        assert added == list(range(len(result.trials)))
+        assert added == list(range(len(result.records)))
         check_scheduler_is_a_fold(result)
         check_searcher_is_a_fold(result, cuts=(5,))
 
@@ -106,7 +106,7 @@ def test_a_descent_in_the_hyperparameters_dies_and_goes_on(
     result, deaths = with_deaths(monkeypatch, overrides, folder / "0", lambda: (draws.randint(2, 9), draws.random()))
     assert deaths > 0
     check_resumes(undisturbed, result)
-    ends = [{t.number: (t.metrics, t.hyperparameters) for t in study.trials} for study in (undisturbed, result)]
+    ends = [{t.number: (t.metrics, t.hyperparameters) for t in study.records} for study in (undisturbed, result)]
     assert ends[0] == ends[1], "hyperparameters, residuals, costs: to the digit"
 
 
@@ -192,7 +192,7 @@ def test_on_ray_with_several_workers(folder: Path, monkeypatch: pytest.MonkeyPat
     after = iter([(9, 0.5), (7, 0.0), (10_000, 0.0)]).__next__
     result, deaths = with_deaths(monkeypatch, overrides, folder, after)
     assert deaths == 2 and result.state.ended is not None and result.state.ended.state == "finished"
-    trials = len(result.trials)
+    trials = len(result.records)
     assert trials == {"hyperband": 10, "asha": 6, "pbt": 4}[method]
     assert result.state.states["completed"] + result.state.states["stopped"] == trials
     check_scheduler_is_a_fold(result)

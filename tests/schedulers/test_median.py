@@ -219,7 +219,7 @@ def test_a_study(folder: Path) -> None:
     result = run_study(typed, folder)
     # Branin is the same at each step, and so are its averages: at each step those count that got there.
     before: list[tuple[float, int]] = []
-    for trial in result.trials:
+    for trial in result.records:
         value = trial.history[-1][1]
         for resource in range(1, 10):
             reached = [other for other, last in before if last >= resource]

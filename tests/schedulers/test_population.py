@@ -455,7 +455,7 @@ def test_lineage_schedule_and_weights_by_hand(folder: Path, method: str, synchro
     """The loss is minus the sum of the rates that the weights were trained with: the schedule must give it."""
     result = learn(folder, "Learns", f"scheduler.synchronous={synchronous}", "seed=1", method=method)
     assert result.state.states["completed"] == 8 and len(decided(result, "exploit")) >= 3
-    for trial in result.trials:
+    for trial in result.records:
         schedule = trial.schedule or [(0, trial.config)]
         ends = [*(at for at, _ in schedule[1:]), 9]
         weight = sum((end - at) * config["lr"] for (at, config), end in zip(schedule, ends, strict=True))
@@ -467,7 +467,7 @@ def test_lineage_schedule_and_weights_by_hand(folder: Path, method: str, synchro
         assert result.state.trained == 8 * 9
     assert (
         result.state.trained
-        == sum(trial.trained for trial in result.trials)
+        == sum(trial.trained for trial in result.records)
         == sum(e.trained for e in read(result.path / FILE_NAME) if isinstance(e, Reported))
     )
 
@@ -491,14 +491,14 @@ def test_the_log_tells_all_of_it(folder: Path) -> None:
     best = json.loads((result.path / "result.json").read_text())["best"]
     assert best["schedule"][-1][1] == best["config"]
     loaded = load_study(result.path)
-    assert loaded.to_json() == result.to_json() and loaded.trials == result.trials
+    assert loaded.to_json() == result.to_json() and loaded.records == result.records
 
 
 def test_an_abandoned_training_does_not_count_for_the_best(folder: Path) -> None:
     """The incumbents are always what some living weights have."""
     result = learn(folder, "Learns", "seed=3")
-    assert result.best is not None and result.best.value == min(t.value for t in result.trials if t.resource == 9)
-    assert all(trial.position == trial.resource == 9 and not trial.copied for trial in result.trials)
+    assert result.best is not None and result.best.value == min(t.value for t in result.records if t.resource == 9)
+    assert all(trial.position == trial.resource == 9 and not trial.copied for trial in result.records)
 
 
 def test_replay_trains_one_model_by_the_schedule(folder: Path) -> None:

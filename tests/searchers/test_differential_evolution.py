@@ -361,7 +361,7 @@ def test_dehb_is_better_than_hyperband_on_hartmann6(folder: Path) -> None:
 def test_the_log_gives_the_state_again(folder: Path) -> None:
     overrides = ["method=dehb", "task=hartmann6", "budget.rounds=2", "executor=inprocess", "executor.workers=3"]
     result = run_study(overrides, folder)
-    assert sum(bool(trial.tags["parents"]) for trial in result.trials) > 49
+    assert sum(bool(trial.tags["parents"]) for trial in result.records) > 49
     drafted = draft(load(overrides))
 
     def make() -> DESearcher:

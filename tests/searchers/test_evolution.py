@@ -342,7 +342,7 @@ def test_better_than_random_under_hyperband(folder: Path) -> None:
 def test_the_log_gives_the_state_again(folder: Path) -> None:
     overrides = ["method=hyperband", "searcher=evolution", "task=hartmann6", "executor=inprocess", "executor.workers=3"]
     result = run_study(overrides, folder)
-    assert any(trial.tags["parents"] for trial in result.trials)
+    assert any(trial.tags["parents"] for trial in result.records)
     drafted = draft(load(overrides))
 
     def make() -> EvolutionSearcher:

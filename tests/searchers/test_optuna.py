@@ -313,8 +313,8 @@ def test_under_asha_no_low_resource_is_final(folder: Path, whose: str) -> None:
         theirs = OptunaSearch(study.draft.space.to_optuna(), metric="loss", mode="min", seed=0)
         study = dataclasses.replace(study, searcher=theirs)
     result = run(study, View())
-    at = {r: {dict(t.history).get(r) for t in result.trials} for r in (1, 3, 9)}
-    stopped = [t.value for t in result.trials if t.resource < 9]
+    at = {r: {dict(t.history).get(r) for t in result.records} for r in (1, 3, 9)}
+    stopped = [t.value for t in result.records if t.resource < 9]
     assert len(stopped) > 10
     if whose == "ray":
         values = [t.value for t in study.searcher._ot_study.get_trials() if t.state is TrialState.COMPLETE]

@@ -87,7 +87,7 @@ def check_is_the_study(stored: dict[str, Any], result: StudyResult) -> None:
     lines = [json.loads(line) for line in (result.path / "trials.jsonl").read_text().splitlines()]
     first = {e.number: e.config for e in read(result.path / FILE_NAME) if isinstance(e, TrialAdded)}
     assert [trial["number"] for trial in stored["trials"]] == [line["number"] for line in lines]
-    for trial, line, record in zip(stored["trials"], lines, result.trials, strict=True):
+    for trial, line, record in zip(stored["trials"], lines, result.records, strict=True):
         assert trial["state"] == STATES[line["state"]]
         attrs = trial["user_attrs"]
         assert {**trial["params"], **attrs.get("config", {})} == _flat(first[line["number"]])

@@ -36,7 +36,7 @@ def test_every_method_as_its_own_files_say(folder: Path, method: str) -> None:
     assert list(stored) == [result.path.name]
     check_is_the_study(stored[result.path.name], result)
     written = rebuild(Store(folder))
-    assert (written.studies, written.trials) == (1, len(result.trials))
+    assert (written.studies, written.trials) == (1, len(result.records))
     assert all_of(folder) == stored, "the same, written as it came and all at once"
 
 
@@ -74,7 +74,7 @@ def test_failures_retries_and_values_that_are_not_finite(folder: Path) -> None:
 def test_constraints_are_where_optuna_keeps_them(folder: Path) -> None:
     overrides = ["task=digits_mlp", "method=tpe", "task.constraints={parameters: {low: 10, high: 5000}}"]
     result = run_study([*overrides, "budget.trials=4", "task.max_resource=1", *INPROCESS], folder)
-    for trial, record in zip(all_of(folder)[result.path.name]["trials"], result.trials, strict=True):
+    for trial, record in zip(all_of(folder)[result.path.name]["trials"], result.records, strict=True):
         parameters = record.metrics["parameters"]
         assert trial["constraints"] == {"parameters low": 10 - parameters, "parameters high": parameters - 5000}
         assert trial["user_attrs"]["feasible"] == record.feasible == (parameters <= 5000)

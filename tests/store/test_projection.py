@@ -70,7 +70,7 @@ def test_a_study_that_is_resumed_goes_on_in_the_store(folder: Path, store: Store
     check_is_the_study(contents(store)[first.path.name], first)
     assert main(["resume", str(first.path), "budget.resource=12", "view=none"]) == 0
     whole = load_study(first.path)
-    assert len(whole.trials) > len(first.trials)
+    assert len(whole.records) > len(first.records)
     stored = contents(store)
     assert list(stored) == [first.path.name]
     check_is_the_study(stored[first.path.name], whole)
@@ -320,9 +320,9 @@ def test_optuna_dashboard_shows_it(folder: Path, store: Store) -> None:
         assert attrs["method"] in ("hyperband", '"hyperband"')
         detail = get(f"{address}/api/studies/{study['study_id']}?after=0")
     assert detail["objective_names"] == ["loss"]
-    assert len(detail["trials"]) == len(result.trials)
+    assert len(detail["trials"]) == len(result.records)
     states = {"completed": "Complete", "stopped": "Pruned"}
-    for shown, trial in zip(detail["trials"], result.trials, strict=True):
+    for shown, trial in zip(detail["trials"], result.records, strict=True):
         assert shown["number"] == trial.number and shown["state"] == states[trial.state]
         assert shown["values"] == [trial.value]
         assert {(e["step"], e["value"]) for e in shown["intermediate_values"]} == set(trial.history)

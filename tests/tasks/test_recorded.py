@@ -54,10 +54,10 @@ def test_a_study_replays_its_own_trials_to_the_digit(recorded, folder, match, ex
         [*replay(recorded), "method=random", "budget.trials=20", f"task.args.match={match}", f"executor={executor}"],
         folder / "now",
     )
-    assert [(t.config, t.history) for t in now.trials] == [(t.config, t.history) for t in recorded.trials]
-    assert all(t.metrics["cost"] == 3.0 and t.metrics["distance"] == 0.0 for t in now.trials)
+    assert [(t.config, t.history) for t in now.records] == [(t.config, t.history) for t in recorded.records]
+    assert all(t.metrics["cost"] == 3.0 and t.metrics["distance"] == 0.0 for t in now.records)
     if executor == "simulated":
-        assert [t.seconds for t in now.trials] == [t.seconds for t in recorded.trials]
+        assert [t.seconds for t in now.records] == [t.seconds for t in recorded.records]
 
 
 @pytest.mark.parametrize("path", ["folder", "file", "table"])
@@ -67,14 +67,14 @@ def test_another_method_on_the_same_curves(recorded, folder, path) -> None:
     if path == "table":
         rows = [
             {**t.config, "resource": resource, "value": value, "seconds": 3.0}
-            for t in recorded.trials
+            for t in recorded.records
             for resource, value in t.history
         ]
         where = table(folder / "curves.parquet", rows)
     overrides = [*replay(recorded), f"task.args.path={where}", "task.args.match=exact", "method=hyperband"]
     result = run_study([*overrides, "executor=simulated", "executor.workers=4"], folder / "now")
-    curves = {json.dumps(t.config): dict(t.history) for t in recorded.trials}
-    for trial in result.trials:
+    curves = {json.dumps(t.config): dict(t.history) for t in recorded.records}
+    for trial in result.records:
         assert trial.history == [(r, curves[json.dumps(trial.config)][r]) for r in range(1, trial.resource + 1)]
         assert trial.seconds == 3.0 * trial.resource
     assert result.state.states["completed"] == 5
@@ -128,7 +128,7 @@ def test_sparse_curves_jump(folder: Path) -> None:
     path = table(folder / "t.parquet", rows)
     overrides = ["task=recorded", f"task.args.path={path}", "space=parabola", "task.max_resource=40", "method=random"]
     result = run_study([*overrides, "budget.trials=1", "executor=simulated"], folder / "now")
-    assert result.trials[0].history == [(10, 0.1), (20, 0.05), (40, 0.025)]
+    assert result.records[0].history == [(10, 0.1), (20, 0.05), (40, 0.025)]
     assert result.state.trained == 40 and result.state.ended.time == 70.0  # type: ignore[union-attr]
 
 

@@ -282,4 +282,4 @@ def test_hyperband_goes_on_where_it_paused(folder: Path, fidelity: str) -> None:
 def test_every_method_takes_every_fidelity(folder: Path, method: str, fidelity: str) -> None:
     typed = ["task=diabetes", "task.max_resource=3", f"fidelity={fidelity}", "executor=inprocess", "budget.trials=3"]
     result = run_study([f"method={method}", *typed], folder)
-    assert not result.state.states["failed"] and max(trial.resource for trial in result.trials) == 3
+    assert not result.state.states["failed"] and max(trial.resource for trial in result.records) == 3

@@ -457,12 +457,12 @@ def test_a_black_box_trains_the_same_task(folder: Path) -> None:
     result = run_study(
         study("Rates", "method=random", "budget.trials=3", space="{decay: [0.1, 1.0], inner_lr: 0.05}"), folder
     )
-    assert [t.state for t in result.trials] == ["completed"] * 3
-    for trial in result.trials:
+    assert [t.state for t in result.records] == ["completed"] * 3
+    for trial in result.records:
         assert trial.hyperparameters == {} and trial.metrics["gradient_evaluations"] == 4 * 40
-    fixed = make(Rates, {"decay": result.trials[0].config["decay"], "inner_lr": 0.05}, {}, estimator="none")
+    fixed = make(Rates, {"decay": result.records[0].config["decay"], "inner_lr": 0.05}, {}, estimator="none")
     losses = [fixed.step()["loss"] for _ in range(4)]
-    assert len({value for _, value in result.trials[0].history}) == 4 and losses[3] < losses[0]
+    assert len({value for _, value in result.records[0].history}) == 4 and losses[3] < losses[0]
 
 
 def test_a_training_from_the_start_ends_by_itself_without_a_gradient() -> None:
@@ -479,8 +479,8 @@ def test_conditions_may_leave_nothing_to_move(folder: Path, method: str) -> None
     space = "{kind: [a, b, c], decay: {low: 1e-4, high: 1.0, when: {kind: c}}}"
     typed = study("Sometimes", f"method={method}", "budget.trials=6", "searcher=random", space=space)
     result = run_study([*typed, "trainable.inner_steps=4"], folder)
-    moved = {trial.config["kind"]: bool(trial.hyperparameters) for trial in result.trials}
-    assert {trial.state for trial in result.trials} <= {"completed", "stopped"}
+    moved = {trial.config["kind"]: bool(trial.hyperparameters) for trial in result.records}
+    assert {trial.state for trial in result.records} <= {"completed", "stopped"}
     assert all(moves == (kind == "c") for kind, moves in moved.items()) and len(moved) > 1
 
 
@@ -489,17 +489,17 @@ def test_asha_can_count_gradient_evaluations(folder: Path) -> None:
         "Ridge", "method=hypergradient_multistart", "scheduler.time_attr=gradient_evaluations", "budget.trials=12"
     )
     result = run_study([*typed, "task.max_resource=500", "scheduler.min_resource=50", "scheduler.eta=3"], folder)
-    assert any(trial.state == "stopped" for trial in result.trials)
-    assert max(trial.resource for trial in result.trials) >= 500
-    assert all(trial.resource == trial.metrics["gradient_evaluations"] for trial in result.trials)
+    assert any(trial.state == "stopped" for trial in result.records)
+    assert max(trial.resource for trial in result.records) >= 500
+    assert all(trial.resource == trial.metrics["gradient_evaluations"] for trial in result.records)
 
 
 def test_a_population_explores_the_outer_rate_alone(folder: Path) -> None:
     typed = study("Ridge", "method=hypergradient_pbt", "scheduler.population=4", "scheduler.interval=1", "seed=1")
     result = run_study([*typed, "task.max_resource=8"], folder)
-    schedules = [trial.schedule for trial in result.trials if trial.schedule]
+    schedules = [trial.schedule for trial in result.records if trial.schedule]
     assert schedules
-    started = {trial.config["decay"] for trial in result.trials}
+    started = {trial.config["decay"] for trial in result.records}
     for schedule in schedules:
         configs = [config for _, config in schedule]
         assert {config["decay"] for config in configs} <= started, "what the gradient moves is not explored"

@@ -57,8 +57,8 @@ def test_law_a_study_in_two_processes_a_trial(folder: Path, ray_cluster: None, s
     shutil.rmtree(seen)
     seen.mkdir()
     alone = run_study([*common, "executor=inprocess", "executor.workers=2"], folder / "one")
-    assert len(alone.trials) == 5 and alone.state.trained == 11
-    for two, one in zip(result.trials, alone.trials, strict=True):
+    assert len(alone.records) == 5 and alone.state.trained == 11
+    for two, one in zip(result.records, alone.records, strict=True):
         assert (two.config, two.resource, two.state) == (one.config, one.resource, one.state)
         assert [value for _, value in two.history] == pytest.approx([value for _, value in one.history], rel=1e-9)
     assert result.test_metrics == pytest.approx(alone.test_metrics, rel=1e-9)
@@ -91,8 +91,8 @@ def test_whichever_process_fails_the_trial_does_and_the_study_goes_on(
     more = [f"+task.args.faults={faulty}", "method=random", f"budget.trials={len(faults) + 1}"]
     more += ["failure.max_retries=0", "failure.max_failed_fraction=1"]
     result = run_study([*typed(seen, "task.max_resource=2"), *TWO, *more], folder)
-    assert [trial.state for trial in result.trials] == ["failed"] * len(faults) + ["completed"]
-    for trial, fault in zip(result.trials, faults, strict=False):
+    assert [trial.state for trial in result.records] == ["failed"] * len(faults) + ["completed"]
+    for trial, fault in zip(result.records, faults, strict=False):
         last = (trial.error or "").strip()
         assert FAULTS[fault] in last and ("rank" in last) == (fault[-1] == "1")
     assert all_end({pid for _, rank, pid in processes(seen) if rank == 1})
@@ -120,11 +120,11 @@ def test_two_trials_share_a_gpu_and_never_more(folder: Path) -> None:
         shutil.rmtree(temp, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = load_study(folder / "outputs" / "shared")
-    assert [trial.state for trial in result.trials] == ["completed"] * 8
+    assert [trial.state for trial in result.records] == ["completed"] * 8
     held: Counter[str] = Counter()
     for line in (seen / "log").read_text().split():
         held[line[1:]] += 1 if line[0] == "+" else -1
         assert held[line[1:]] <= 2
-    first = [trial.metrics["gpu"] for trial in result.trials[:4]]
-    assert Counter(first) == {0: 2, 1: 2} and len({trial.metrics["process"] for trial in result.trials[:4]}) == 4
+    first = [trial.metrics["gpu"] for trial in result.records[:4]]
+    assert Counter(first) == {0: 2, 1: 2} and len({trial.metrics["process"] for trial in result.records[:4]}) == 4
     assert json.loads((result.path / "result.json").read_text())["totals"]["failed"] == 0
