@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hpo_ray.report import incumbent
+from hpo_ray.report import incumbent, provenance
 from hpo_ray.report.parts import Section
 from hpo_ray.report.subject import Subject
 
-SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (incumbent.section,)
+SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
+    incumbent.section,
+    provenance.section,
+)
 
 
 def sections(subject: Subject) -> list[Section]:
