@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from hpo_ray.space import Space
     from hpo_ray.study import Task
     from hpo_ray.trainables.context import get_context
+    from hpo_ray.tuning import resume_study, tune_study
 
-__all__ = ["Space", "StudyResult", "Task", "get_context", "load_best", "load_study"]
+__all__ = ["Space", "StudyResult", "Task", "get_context", "load_best", "load_study", "resume_study", "tune_study"]
 
 __getattr__ = lazy(
     __name__,
@@ -24,5 +25,7 @@ __getattr__ = lazy(
         "get_context": "trainables.context",
         "load_best": "best",
         "load_study": "results",
+        "resume_study": "tuning",
+        "tune_study": "tuning",
     },
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpo_ray.clusters.base import SEEN
 from hpo_ray.commands import python, resume_command, short
-from hpo_ray.errors import ConfigError, HpoRayError
+from hpo_ray.errors import ConfigError, HpoRayError, StudyError
 from hpo_ray.location import is_uri
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hpo_ray.store.urls import without_password
 
         print(f"hpo_ray: {without_password(str(error))}", file=sys.stderr)
+        if isinstance(error, StudyError) and error.report is not None:
+            print(f"report     {short(error.report)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # while code is imported: a study that runs handles it itself
         print("hpo_ray: interrupted before anything was started", file=sys.stderr)

@@ -13,6 +13,11 @@ def resume_command(folder: Path) -> str:
     return shlex.join([python(), "-m", "hpo_ray", "resume", str(short(folder))])
 
 
+def report_command(folder: Path) -> str:
+    """What writes the report of a study."""
+    return shlex.join([python(), "-m", "hpo_ray", "report", str(short(folder))])
+
+
 def python() -> str:
     """The Python that runs this: `python` if that is it."""
     here = Path(sys.executable)

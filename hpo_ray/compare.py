@@ -64,9 +64,10 @@ class Entry:
         return budget.trials is not None or budget.rounds is not None or budget.open_ended
 
     def study(self, root: Path, seed: int) -> Draft:
-        """Its study of a seed. It goes into no store: a comparison has hundreds of studies, and its own table."""
+        """Its study of a seed, without store and report: there may be hundreds, and a comparison has its own."""
         self.config.seed = seed
         self.config.store.project = False
+        self.config.report = False
         self.config.study.root = str(root)
         self.config.study.name = self.folder(seed)
         return draft(self.config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class HpoRayError(Exception):
     """Base of the errors that the command line prints as one message, without a traceback."""
@@ -24,4 +26,10 @@ class ConfigError(HpoRayError, ValueError):
 
 
 class StudyError(HpoRayError):
-    """A study that ran could not go on, for example because the metric never came. Exit code 1."""
+    """A study that ran could not go on, for example because the metric never came. Exit code 1.
+
+    Attributes:
+        report: the file that shows what it did; None if there is none.
+    """
+
+    report: Path | None = None

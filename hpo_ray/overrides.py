@@ -26,11 +26,17 @@ quotes.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from hpo_ray.domains import KEYWORDS
+from hpo_ray.errors import ConfigError
 
 
 def rewrite(overrides: list[str]) -> list[str]:
@@ -58,6 +64,38 @@ def rewrite(overrides: list[str]) -> list[str]:
             kept = [(earlier, lines) for earlier, lines in kept if earlier is None or not _replaces_all(earlier)]
         kept.append((override, _lines(override, line)))
     return [line for _, lines in kept for line in lines]
+
+
+def to_text(value: Any) -> str:
+    """A value of Python as it is typed after `key=`.
+
+    Args:
+        value: what a configuration can hold: None, a number, a text, or a list or mapping of these.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # Of Hydra's grammar: a backslash stands for itself, but before a quote or at the end it has to be doubled.
+        return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + (found[2] and '\\"'), value) + '"'
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {to_text(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple | range):
+        return "[" + ", ".join(to_text(item) for item in value) + "]"
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a scalar of numpy or torch
+        return to_text(value.item())
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, PurePath):
+        return to_text(str(value))
+    raise ConfigError(
+        f"{value!r}: a configuration can't hold a {type(value).__name__}; give numbers, texts, lists or "
+        f"mappings of them"
+    )
 
 
 def without(overrides: list[str], names: list[str]) -> list[str]:

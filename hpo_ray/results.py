@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 RESULT_FILE = "result.json"
 TRIALS_FILE = "trials.jsonl"
+REPORT_FILE = "report.html"
 BEST_FOLDER = "best"
 
 
@@ -264,6 +265,7 @@ class StudyResult:
         test_metrics: metrics of the best trial on the test split, where the task has one.
         test_error: why they could not be computed.
         store_note: what the store lacks of it, and what to do; None if it has all.
+        report_note: why its report could not be written.
     """
 
     path: Path
@@ -271,6 +273,7 @@ class StudyResult:
     test_metrics: Mapping[str, float] | None = None
     test_error: str | None = None
     store_note: str | None = None
+    report_note: str | None = None
 
     @property
     def best(self) -> TrialRecord | None:
@@ -303,6 +306,11 @@ class StudyResult:
         from hpo_ray.report.plots import Plots
 
         return Plots(self)
+
+    def _repr_html_(self) -> str:
+        from hpo_ray.report.summary import as_html
+
+        return as_html(self)
 
     def pareto_front(self) -> list[TrialRecord]:
         """Of several metrics the trials that no other is better than in all; best first in the first metric.

@@ -11,12 +11,11 @@ import inspect
 import math
 import platform
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -24,6 +23,7 @@ from hpo_ray.clusters.base import Cluster, Local, Remote
 from hpo_ray.config import nearest, to_plain
 from hpo_ray.domains import Fixed
 from hpo_ray.errors import ConfigError
+from hpo_ray.importing import load_trainable, locate
 from hpo_ray.location import Location
 from hpo_ray.resources import Resources
 from hpo_ray.schedulers.brackets import Budget, Ladder, Plan
@@ -367,37 +367,6 @@ def make(key: str, section: Mapping[str, Any], **offered: Any) -> Any:
     return target(**arguments, **wanted)
 
 
-def locate(key: str, path: str) -> Any:
-    """The object at a dotted path, `package.module.name`.
-
-    Raises:
-        ConfigError: it can't be imported; the message says which part, and why.
-    """
-    module_name, _, name = str(path).rpartition(".")
-    if not module_name or not re.fullmatch(r"[\w.]+", path):
-        raise ConfigError(f"{key}={path}: must be a dotted path, for example my_package.my_module.train", key=key)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
-            raise ConfigError(
-                f"{key}={path}: {module_name} needs {error.name}, which is not installed", key=key
-            ) from None
-        here = {place.stem for folder in sys.path for place in Path(folder or ".").glob("*.py")}
-        raise ConfigError(
-            f"{key}={path}: no module {error.name!r} on Python's path (the current folder, {Path.cwd()}, and the "
-            f"installed packages){nearest(module_name, here)}",
-            key=key,
-        ) from None
-    except Exception as error:  # whatever a user's module raises while it is imported
-        raise ConfigError(f"{key}={path}: importing {module_name} raised {_where(error)}", key=key) from None
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        names = [known for known in dir(module) if not known.startswith("_")]
-        raise ConfigError(f"{key}={path}: {module_name} has no {name!r}{nearest(name, names)}", key=key) from None
-
-
 def bound_trainable(config: Mapping[str, Any]) -> Callable[..., Any] | type:
     """What Ray Tune runs of a configuration: `task.trainable`, or what `trainable` makes of a differentiable task.
 
@@ -451,33 +420,6 @@ def space_of(config: Mapping[str, Any]) -> Space:
             key=f"trainable.{both[0]}",
         )
     return Space.from_config({**config["space"], **domains})
-
-
-def load_trainable(path: str) -> Callable[..., Any] | type:
-    """What is at a dotted path: a class, or a function of a configuration.
-
-    Raises:
-        ConfigError: it can't be imported, or is neither.
-    """
-    key = "task.trainable"
-    found = locate(key, path)
-    if isinstance(found, type):
-        return found
-    if not callable(found):
-        raise ConfigError(f"{key}={path}: is a {type(found).__name__}, not a function or a class", key=key)
-    positional = [
-        p
-        for p in inspect.signature(found).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
-    ]
-    if len(positional) != 1:
-        takes = ", ".join(p.name for p in positional) or "nothing"
-        raise ConfigError(
-            f"{key}={path}: must take one argument, the configuration: `def {path.rpartition('.')[2]}(config)`; "
-            f"it takes {takes}",
-            key=key,
-        )
-    return cast("Callable[..., Any]", found)
 
 
 def _settings(section: Any) -> Hypergradient | None:
@@ -783,14 +725,3 @@ def versions() -> dict[str, str]:
     """Of Python and of the packages that a study's numbers depend on."""
     names = ("hpo_ray", "ray", "torch", "optuna", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _where(error: BaseException) -> str:
-    """An exception in one line, with the place that raised it."""
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    place = f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})" if frame else ""
-    return f"{type(error).__name__}: {error}{place}"

@@ -13,6 +13,7 @@ import pytest
 from objectstore import CREDENTIALS, Server
 
 from hpo_ray.location import Location
+from hpo_ray.results import REPORT_FILE, StudyResult
 
 # A user's own module, as `task.trainable=mine.NAME` finds it in the current folder.
 MINE = Path(__file__).parent / "mine.py"
@@ -25,6 +26,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(MINE.parent))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report takes longer than most studies here: only tests marked `reports` have it written, with all in it."""
+    if request.node.get_closest_marker("reports") is None:
+        from hpo_ray.report import writing
+
+        def write(result: StudyResult, path: Path | None = None) -> Path:
+            target = path or result.path / REPORT_FILE
+            target.write_text("left out in this test")
+            return target
+
+        monkeypatch.setattr(writing, "write_report", write)
 
 
 @pytest.fixture(scope="session")

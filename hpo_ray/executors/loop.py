@@ -29,7 +29,7 @@ from hpo_ray.executors.resuming import RepeatedLog, check_resumable, cut_off, fe
 from hpo_ray.executors.signals import Interrupted, Signals, signals_of
 from hpo_ray.executors.source import TrialSource
 from hpo_ray.location import Location
-from hpo_ray.results import RESULT_FILE, StudyResult, StudyState, fold, load_study
+from hpo_ray.results import REPORT_FILE, RESULT_FILE, StudyResult, StudyState, fold, load_study
 from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.store.projection import Projection
@@ -160,7 +160,8 @@ def _run(
     heard = events if repeated is None else []
     recorder = Recorder(study, append, state, folder, clock, this.checkpoints, heard)
     if repeated is None:
-        (folder / RESULT_FILE).unlink(missing_ok=True)  # of before, if the study had ended
+        for name in (RESULT_FILE, REPORT_FILE):  # of before, if the study had ended
+            (folder / name).unlink(missing_ok=True)
     signals.last_act = lambda: _end_at_once(log, repeated, state, clock())
     dying = cut_off(state) if study.executor.name == "inprocess" else []  # elsewhere a trial takes its worker only
     recorder.append(replace(resumed, time=clock(), cut_off=dying) if events and not repeated else started)
@@ -196,7 +197,11 @@ def _run(
             raise failures[0]
         return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]), store_note=note)
     result = _leave(folder, state, failures, ended == "finished", note, this.location)
+    if _wants_report(study.draft) and ended != "interrupted":
+        result = _report(result)
     if failures:
+        if isinstance(failures[0], StudyError) and (folder / REPORT_FILE).is_file():
+            failures[0].report = folder / REPORT_FILE
         raise failures[0]
     return result
 
@@ -234,6 +239,8 @@ def complete(folder: Path, draft: Draft) -> StudyResult:
             result = _leave(folder, state, failures, finished=True, note=None, location=lying, keep_best=True)
             if failures:
                 raise failures[0]
+            if _wants_report(draft):
+                result = _report(result)
     return result
 
 
@@ -266,6 +273,21 @@ def _leave(
             result = replace(result, test_error=f"{type(error).__name__}: {error}")
         with _noting_failures(folder, None, failures):
             result.write()
+    return result
+
+
+def _wants_report(draft: Draft) -> bool:
+    return bool(draft.config.get("report", True))  # a study that is older than the key
+
+
+def _report(result: StudyResult) -> StudyResult:
+    """Writes the report of a study that is over; with `report_note` where that can't be: it costs nobody the study."""
+    try:
+        from hpo_ray.report.writing import write_report
+
+        write_report(result)
+    except Exception as error:
+        return replace(result, report_note=f"could not be written: {type(error).__name__}: {error}")
     return result
 
 

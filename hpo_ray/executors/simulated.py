@@ -26,8 +26,8 @@ from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.executors.deadline import KEY as TIMEOUT_KEY
 from hpo_ray.executors.inprocess import Call, InProcessActorManager, InProcessExecutor, TrialFailure
 from hpo_ray.executors.internals import MemoryStorage, TrackedActor
+from hpo_ray.importing import locate
 from hpo_ray.location import Location
-from hpo_ray.study import locate
 from hpo_ray.trainables.context import WORKER, stream
 
 _SAVE, _TRAIN = 0, 1

@@ -35,6 +35,7 @@ def incumbent(subject: Subject, along: str = "resource") -> Figure | None:
         "time": (f"{virtual}seconds", subject.seconds),
     }[along]
     drawn = figure(xaxis_title=escaped(name), yaxis_title=escaped(metric), hovermode="closest", height=360)
+    drawn.update_xaxes(rangemode="tozero")
     for label, points, colour, dash in (
         ("incumbent", state.incumbents, ORANGE, "dot"),
         (f"best at {subject.unit} {subject.started.max_resource}", state.best_at_full, BLUE, "solid"),

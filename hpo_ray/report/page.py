@@ -17,8 +17,6 @@ from typing import Any
 
 from hpo_ray.report.parts import Listing, Part, Plot, Section, Table, Words
 
-FILE_NAME = "report.html"
-
 
 @dataclass(frozen=True)
 class Head:

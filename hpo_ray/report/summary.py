@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shlex
 from collections.abc import Mapping
 from itertools import islice
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_ray.best import CHECKPOINT_FOLDER
-from hpo_ray.commands import python, resume_command, short
-from hpo_ray.results import BEST_FOLDER, TRIALS_FILE, StudyResult, StudyState
-from hpo_ray.trials import TrialRecord, split_error
+from hpo_ray.commands import python, report_command, resume_command, short
+from hpo_ray.results import BEST_FOLDER, REPORT_FILE, TRIALS_FILE, StudyResult, StudyState
+from hpo_ray.trials import TrialRecord, flat, split_error
 from hpo_ray.view import ENDED, clock, config_text, count, incumbent, last_line, spent, table, virtual_clock
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     go_on = [f"next       {next_command}"] if next_command else []
     if ended is None or ended.state == "interrupted":
         go_on = [f"resume     {resume_command(result.path)}"]
+    go_on += _report_line(result)
     if state.states["failed"]:
         lines += _failed_table(result)
     if best is None:
@@ -64,6 +66,14 @@ def summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     if checkpoint.is_dir():
         lines.append(f"load it    {load_command(result.path)}")
     return "\n".join([*lines, *store, *go_on])
+
+
+def _report_line(result: StudyResult) -> list[str]:
+    """Where the report lies; where there is none, what writes it."""
+    if result.report_note is not None:
+        return [f"report     {result.report_note}"]
+    path = result.path / REPORT_FILE
+    return [f"report     {short(path) if path.is_file() else report_command(result.path)}"]
 
 
 def _config_lines(best: TrialRecord, draft: Draft) -> list[str]:
@@ -138,6 +148,26 @@ def _simulation_table(state: StudyState, draft: Draft) -> list[str]:
     lost = f", {simulation['lost_workers']} lost" if simulation["lost_workers"] else ""
     head = f"simulated  {simulation['workers']} workers{lost}, {simulation['utilisation']:.0%} busy; "
     return [head + simulation["cost"], *table(rows)]
+
+
+def as_html(result: StudyResult) -> str:
+    """A study in a notebook: how it ended, its best trial, and where its report lies. All texts are escaped."""
+    state, started, best = result.state, result.state.started, result.best
+    assert started is not None
+    ended = f"{state.ended.state}: {state.ended.reason.strip().splitlines()[0]}" if state.ended else "not finished"
+    counts = ", ".join(f"{state.states[name]} {name}" for name in ENDED if state.states[name])
+    rows = [("state", ended), ("trials", f"{len(state.trials)} ({counts})"), ("resource", str(state.trained))]
+    if best is not None:
+        rows.append((f"best {started.metric}", f"{best.value:.6g} (trial {best.number}, resource {best.resource})"))
+        rows += [
+            (name, f"{value:.6g}" if isinstance(value, float) else str(value))
+            for name, value in flat(best.config).items()
+        ]
+    report = result.path / REPORT_FILE
+    rows.append(("report", str(short(report) if report.is_file() else report_command(result.path))))
+    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
+    title = f"{html.escape(started.study)}: {html.escape(started.method)} on {html.escape(started.task)}"
+    return f"<table><caption>{title}</caption>{cells}</table>"
 
 
 def load_command(folder: Path) -> str:

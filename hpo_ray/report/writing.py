@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from hpo_ray.report.page import FILE_NAME, Head, page
+from hpo_ray.report.page import Head, page
 from hpo_ray.report.sections import sections
 from hpo_ray.report.subject import Subject
-from hpo_ray.results import StudyResult, write_whole
+from hpo_ray.results import REPORT_FILE, StudyResult, write_whole
 from hpo_ray.view import ENDED, clock, virtual_clock
 
 
@@ -27,7 +27,7 @@ def write_report(result: StudyResult, path: Path | None = None) -> Path:
         OSError: the file can't be written.
     """
     subject = Subject(result)
-    target = path or result.path / FILE_NAME
+    target = path or result.path / REPORT_FILE
     write_whole(target, page(head(subject), sections(subject)))
     return target
 

@@ -598,7 +598,7 @@ def test_exploiting_copies_weights_and_optimizer_and_applies_the_new_rate(folder
     assert theirs["config"] == ours["config"] != exploit.config
     assert all(torch.equal(a, b) for a, b in zip(theirs["model"].values(), ours["model"].values(), strict=True))
 
-    from hpo_ray.study import load_trainable
+    from hpo_ray.importing import load_trainable
 
     cls = load_trainable("hpo_ray.tasks.digits.DigitsMLP")
     member = cls(dict(exploit.config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,13 +35,21 @@ class Ranks:
         store, address = meeting_place("127.0.0.1")
         ends = self._ends[: context.workers]
         for rank, end in enumerate(ends):
-            end.send((function, replace(context, rank=rank, meeting=address), arguments))
-        answers = [end.recv() for end in ends]
+            end.send_bytes(pickle.dumps((function, replace(context, rank=rank, meeting=address), arguments)))
+        answers = [self._answer(rank, end) for rank, end in enumerate(ends)]
         del store
         for _, error in answers:
             if error is not None:
                 raise RuntimeError(error)
         return [answer for answer, _ in answers]
+
+    def _answer(self, rank: int, end: Any) -> tuple[Any, str | None]:
+        try:
+            answer: tuple[Any, str | None] = end.recv()
+        except EOFError:
+            self._processes[rank].join()
+            return None, f"rank {rank} died with exit code {self._processes[rank].exitcode}"
+        return answer
 
     def close(self) -> None:
         for end, process in zip(self._ends, self._processes, strict=True):
@@ -52,10 +61,11 @@ class Ranks:
 def _serve(end: Any) -> None:
     while True:
         try:
-            function, context, arguments = end.recv()
+            data = end.recv_bytes()
         except EOFError:
             return
         try:
+            function, context, arguments = pickle.loads(data)  # which imports the test's module
             with use_context(context):
                 end.send((function(*arguments), None))
         except Exception:
