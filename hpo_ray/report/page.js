@@ -4,6 +4,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)"), touch = window.matchMedia("(pointer: coarse)");
   const plots = [...document.querySelectorAll(".plot")];
   const drawn = new Set();
+  let ready = 0;
   const colour = (name) => {  // a custom property as the colour that it comes to
     const probe = document.createElement("i");
     probe.style.color = `var(${name})`;
@@ -20,7 +21,8 @@
     const figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
     if (touch.matches) figure.layout.dragmode = false;  // or a finger on a plot could not scroll the page
     const config = { responsive: true, displaylogo: false, displayModeBar: touch.matches ? false : "hover" };
-    Plotly.newPlot(place, figure.data, figure.layout, config).then(() => Plotly.relayout(place, themed()));
+    Plotly.newPlot(place, figure.data, figure.layout, config)
+      .then(() => Plotly.relayout(place, themed())).then(() => { ready += 1; });
   };
   const drawAll = () => plots.forEach(draw);
   const near = new IntersectionObserver((seen) => {
@@ -34,5 +36,5 @@
   dark.addEventListener("change", () => { label(); repaint(); });
   window.addEventListener("beforeprint", drawAll);
   label();
-  window.report = { drawAll, drawn: () => drawn.size, plots: plots.length };
+  window.report = { drawAll, ready: () => ready, plots: plots.length };
 })();
