@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hpo_ray.report import incumbent
+from hpo_ray.report import curves, failures, incumbent, population, rungs, trajectories, winner, workers
 from hpo_ray.report.parts import Section
 from hpo_ray.report.subject import Subject
 
-SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (incumbent.section,)
+SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
+    winner.section,
+    incumbent.section,
+    curves.section,
+    rungs.section,
+    population.section,
+    trajectories.section,
+    workers.section,
+    failures.section,
+)
 
 
 def sections(subject: Subject) -> list[Section]:
