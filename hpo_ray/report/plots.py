@@ -40,6 +40,60 @@ class Plots:
 
         return self._shown(incumbent(self._subject, along), "no trial has a value")
 
+    def learning_curves(self) -> Figure:
+        """The metric of each trial against its resource, coloured by the highest rung that it reached."""
+        from hpo_ray.report.curves import learning_curves
+
+        return self._shown(learning_curves(self._subject), "no trial has a value")
+
+    def rung_flow(self) -> Figure:
+        """What became of the trials that reported at each rung, beside what was planned."""
+        from hpo_ray.report.rungs import rung_flow
+
+        return self._shown(rung_flow(self._subject), "its scheduler has no rungs, or no trial came to one")
+
+    def stopping(self) -> Figure:
+        """How many trials a scheduler without rungs stopped early, by what they had reached."""
+        from hpo_ray.report.rungs import stopping
+
+        return self._shown(stopping(self._subject), "no trial was stopped, or its scheduler has rungs (`rung_flow`)")
+
+    def lineage(self) -> Figure:
+        """The members of a population against resource, with an arrow for each copy."""
+        from hpo_ray.report.population import lineage
+
+        return self._shown(lineage(self._subject), "no trial has copied another")
+
+    def schedule(self) -> Figure:
+        """Under which hyperparameters the weights of each member of a population were trained."""
+        from hpo_ray.report.population import schedule
+
+        return self._shown(schedule(self._subject), "no trial changed its configuration while it trained")
+
+    def generations(self) -> Figure:
+        """The values of an evolutionary search by generation."""
+        from hpo_ray.report.population import generations
+
+        return self._shown(generations(self._subject), "trials of two generations at least are needed")
+
+    def trajectories(self) -> Figure:
+        """The hyperparameters that trials move themselves, by gradient, against resource."""
+        from hpo_ray.report.trajectories import trajectories
+
+        return self._shown(trajectories(self._subject), "no trial moves its hyperparameters itself")
+
+    def solver(self) -> Figure:
+        """What trials report of how their hypergradients were found."""
+        from hpo_ray.report.trajectories import solver
+
+        return self._shown(solver(self._subject), "no trial reports how it found hypergradients")
+
+    def workers(self) -> Figure:
+        """The share of the workers that trained, and who trained when."""
+        from hpo_ray.report.workers import workers
+
+        return self._shown(workers(self._subject), "the log tells no time that a step took")
+
     def _shown(self, figure: Figure | None, why_not: str) -> Figure:
         if figure is None:
             raise StudyError(f"{self._subject.name}: nothing to plot: {why_not}")

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hpo_ray.report import incumbent, provenance
+from hpo_ray.report import (
+    curves,
+    failures,
+    front,
+    importance,
+    incumbent,
+    parallel,
+    population,
+    provenance,
+    rungs,
+    slices,
+    trajectories,
+    winner,
+    workers,
+)
 from hpo_ray.report.parts import Section
 from hpo_ray.report.subject import Subject
 
 SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
+    winner.section,
     incumbent.section,
+    front.section,
+    curves.section,
+    rungs.section,
+    population.section,
+    trajectories.section,
+    importance.section,
+    parallel.section,
+    slices.section,
+    workers.section,
+    failures.section,
     provenance.section,
 )
 

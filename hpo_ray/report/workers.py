@@ -1,0 +1,289 @@
+"""What the workers were busy with: their share of training time, and a bar for each stretch of a trial."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hpo_ray.report.parts import Plot, Section, Words
+from hpo_ray.report.theme import BLUE, CYCLE, GREY, ORANGE, faded, styled
+from hpo_ray.view import count
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from hpo_ray.report.subject import Subject
+
+MOST_BARS = 2000
+MOST_LANES = 500
+SLACK = 0.005
+"""Share of the study by which two steps may overlap and still lie in one lane: reports are told a moment late."""
+INTERVALS = 120
+"""Over so many intervals the busy share is a mean each."""
+SEVERAL = -1
+"""Stands for the trial of a bar that holds short steps of several."""
+
+
+@dataclass
+class Stretch:
+    """Steps that a lane was busy with one after another.
+
+    Attributes:
+        lane: from 0.
+        trial: its number; `SEVERAL` if there were more than one.
+        start: of the first step, in seconds of the study's clock.
+        end: of the last.
+        steps: how many.
+    """
+
+    lane: int
+    trial: int
+    start: float
+    end: float
+    steps: int = 1
+
+
+def spans(subject: Subject) -> list[tuple[float, float, int]]:
+    """(start, end, trial) of each step that took time, by start.
+
+    A step takes the time up to its report. Reports of one trial that come together are of steps that followed each
+    other: each of these ends, at the latest, when the next one starts.
+    """
+    steps, found = subject.steps, []
+    next_start: dict[int, float] = {}
+    for i in range(len(steps) - 1, -1, -1):
+        trial = steps.trial[i]
+        end = min(steps.end[i], next_start.get(trial, steps.end[i]))
+        start = max(0.0, end - steps.seconds[i])
+        next_start[trial] = start
+        if end > start:
+            found.append((start, end, trial))
+    return sorted(found)
+
+
+def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
+    """Steps in lanes: each in that of its trial if it is free, else in the first that is.
+
+    A lane is no physical worker: the log doesn't say which one trained a trial. Steps of a trial that follow each
+    other in a lane are one stretch. Where that leaves too many, short neighbours become one, whoever's they are.
+
+    Args:
+        subject: the study.
+        most: how many stretches there may be, unless there are more lanes.
+    """
+    slack = SLACK * subject.seconds
+    free: list[int] = []
+    busy: list[tuple[float, int]] = []
+    own: dict[int, int] = {}
+    last: dict[int, Stretch] = {}
+    found: list[Stretch] = []
+    for start, end, trial in spans(subject):
+        while busy and busy[0][0] <= start + min(slack, (end - start) / 2):
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        lane = own.get(trial, -1)
+        if lane in free:
+            free.remove(lane)
+            heapq.heapify(free)
+        else:
+            lane = heapq.heappop(free) if free else len(last)
+        own[trial] = lane
+        heapq.heappush(busy, (end, lane))
+        before = last.get(lane)
+        if before is not None and before.trial == trial:
+            before.end = max(end, before.end)
+            before.steps += 1
+        else:
+            last[lane] = Stretch(lane, trial, start, end)
+            found.append(last[lane])
+    return _merged(found, most, subject.seconds)
+
+
+def _merged(found: list[Stretch], most: int, seconds: float) -> list[Stretch]:
+    short = seconds / 1000
+    while len(found) > max(most, len({one.lane for one in found})):
+        last: dict[int, Stretch] = {}
+        kept: list[Stretch] = []
+        for one in found:
+            before = last.get(one.lane)
+            if before is not None and one.end - before.start <= short:
+                before.trial = before.trial if before.trial == one.trial else SEVERAL
+                before.end, before.steps = max(before.end, one.end), before.steps + one.steps
+            else:
+                last[one.lane] = one
+                kept.append(one)
+        found, short = kept, 2 * short
+    return found
+
+
+def workers_of(subject: Subject) -> int:
+    """How many trials could run at a time; what the log doesn't tell is the most that ever did."""
+    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
+    if simulation:
+        return int(simulation["workers"])
+    at_once = max((one.lane + 1 for one in stretches(subject)), default=0)
+    return max(subject.started.workers or 0, at_once)
+
+
+def busy_share(subject: Subject) -> float | None:
+    """Training seconds / (workers x elapsed seconds); None if no time has passed."""
+    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
+    if simulation:
+        return float(simulation["utilisation"])
+    available = workers_of(subject) * subject.seconds
+    return min(1.0, sum(end - start for start, end, _ in spans(subject)) / available) if available > 0 else None
+
+
+def busy_over_time(subject: Subject, intervals: int = INTERVALS) -> list[tuple[float, float]]:
+    """(end of the interval in seconds, mean busy share in it) over intervals of the same length."""
+    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
+    if simulation:
+        return [(float(t), float(share)) for t, share in simulation["utilisation_over_time"]]
+    found, workers = spans(subject), workers_of(subject)
+    if not found or subject.seconds <= 0:
+        return []
+    edges = np.linspace(0.0, subject.seconds, intervals + 1)
+    until = sum_until([start for start, _, _ in found], edges) - sum_until([end for _, end, _ in found], edges)
+    shares = np.diff(until) / (edges[1] * workers)
+    return [(float(t), min(1.0, float(share))) for t, share in zip(edges[1:], shares, strict=True)]
+
+
+def sum_until(times: Sequence[float], edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Of each edge the sum of how long before it these times were, those after it left out."""
+    ordered = np.sort(np.asarray(times))
+    before = np.searchsorted(ordered, edges)
+    return np.asarray(before * edges - np.concatenate(([0.0], np.cumsum(ordered)))[before])
+
+
+def workers(subject: Subject) -> Figure | None:
+    """The share of the workers that was busy, and below it what they were busy with.
+
+    Args:
+        subject: the study.
+
+    Returns:
+        None if the log tells no time that a step took.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    shares = busy_over_time(subject)
+    bars = stretches(subject)
+    lanes = max((one.lane for one in bars), default=-1) + 1
+    if not shares or not lanes:
+        return None
+    gantt = lanes <= MOST_LANES
+    height = min(620, 90 + 22 * lanes) if gantt else 0
+    made = make_subplots(
+        rows=1 + gantt,
+        cols=1,
+        shared_xaxes=True,
+        row_heights=[130, height] if gantt else [1],
+        vertical_spacing=24 / (250 + height),
+    )
+    styled(made.update_layout(template="none"))
+    scale, unit = _clock(subject.seconds)
+    virtual = "virtual " if subject.state.ended is not None and subject.state.ended.simulation else ""
+    made.add_trace(
+        go.Scatter(
+            x=[0.0, *(t / scale for t, _ in shares)],
+            y=[shares[0][1], *(share for _, share in shares)],
+            name="busy",
+            showlegend=False,
+            mode="lines",
+            line={"shape": "vh", "color": BLUE, "width": 1},
+            fill="tozeroy",
+            fillcolor=faded(BLUE, 0.25),
+            hovertemplate="%{y:.0%} busy<extra></extra>",
+        ),
+        row=1,
+        col=1,
+    )
+    if gantt:
+        _add_bars(made, subject, bars, scale)
+        made.update_yaxes(
+            title_text="lane", autorange="reversed", row=2, col=1, **({"dtick": 1} if lanes <= 20 else {})
+        )
+    made.update_yaxes(title_text="busy", range=[0, 1.03], tickformat=".0%", nticks=4, row=1, col=1)
+    made.update_xaxes(range=[0, subject.seconds / scale])
+    made.update_xaxes(title_text=f"{virtual}{unit}", row=1 + gantt, col=1)
+    made.update_layout(height=250 + height, barmode="overlay", bargap=0.15, hovermode="closest")
+    for event in subject.resumed:
+        made.add_vline(event.time / scale, line={"color": ORANGE, "width": 1.5, "dash": "dash"})
+    return made
+
+
+def _add_bars(made: Figure, subject: Subject, bars: Sequence[Stretch], scale: float) -> None:
+    """Adds the stretches, a trace for each bracket, or for each of a few colours that trials take by turns."""
+    import plotly.graph_objects as go
+
+    brackets = {trial.number: trial.tags.get("bracket") for trial in subject.trials}
+    by_bracket = any(isinstance(bracket, int) for bracket in brackets.values())
+    groups: dict[int, list[Stretch]] = {}
+    for one in bars:
+        bracket = brackets.get(one.trial)
+        group = (
+            one.trial if one.trial == SEVERAL or not by_bracket else bracket if isinstance(bracket, int) else SEVERAL
+        )
+        groups.setdefault(group if group == SEVERAL else group % (len(CYCLE) - 1), []).append(one)
+    kinds = {b for b in brackets.values() if isinstance(b, int)}
+    named = by_bracket and 1 < len(kinds) <= len(CYCLE) - 1
+    for group, members in sorted(groups.items()):
+        name = "several trials" if group == SEVERAL else f"bracket {group}" if named else "trials"
+        made.add_trace(
+            go.Bar(
+                base=[round(one.start / scale, 4) for one in members],
+                x=[round((one.end - one.start) / scale, 4) for one in members],
+                y=[one.lane for one in members],
+                customdata=[_said(one) for one in members],
+                name=name,
+                showlegend=named or group == SEVERAL,
+                orientation="h",
+                marker={"color": GREY if group == SEVERAL else CYCLE[group], "line": {"width": 0.3, "color": GREY}},
+                textposition="none",
+                hovertemplate="%{customdata}<br>%{base:.4g} + %{x:.4g}<extra></extra>",
+            ),
+            row=2,
+            col=1,
+        )
+
+
+def _said(one: Stretch) -> str:
+    return f"{'several trials' if one.trial == SEVERAL else f'trial {one.trial}'}, {count(one.steps, 'step')}"
+
+
+def _clock(seconds: float) -> tuple[float, str]:
+    """(seconds in a unit, its name) that suits such a time."""
+    return (1.0, "seconds") if seconds < 600 else (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
+
+
+def section(subject: Subject) -> Section | None:
+    """How busy the workers were."""
+    made, share = workers(subject), busy_share(subject)
+    if made is None or share is None:
+        return None
+    trained, available = sum(end - start for start, end, _ in spans(subject)), workers_of(subject)
+    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
+    kind = "virtual second" if simulation else "second"
+    how_many = count(available, "worker")
+    if subject.started.workers is None and not simulation:
+        how_many = f"{how_many} (the most that trained at a time: the log doesn't tell how many there were)"
+    told = f"{trained:.3g} {kind}s of training in {subject.seconds:.3g} {kind}s on {how_many}: {share:.0%} busy."
+    if simulation and simulation["lost_workers"]:
+        told += f" {count(simulation['lost_workers'], 'worker')} got lost on the way."
+    caption = (
+        "Above, the share of the workers that trained; below, who trained when. A lane is no worker of its own, only "
+        "a place that was free. Gaps are what isn't training: starting, checkpoints, a rung that waits for its last "
+        "trial, and the end, when there is less left to do than there are workers."
+    )
+    bars = stretches(subject)
+    if any(one.trial == SEVERAL for one in bars):
+        caption += " Grey bars stand for short steps of several trials."
+    if max(one.lane for one in bars) >= MOST_LANES:
+        caption = f"The share of the workers that trained. There are too many to draw each ({available})."
+    if resumed := len(subject.resumed):
+        caption += f" Dashed: taken up again ({count(resumed, 'time')}); the time that it stood still is left out."
+    return Section("workers", "Workers", (Words(told), Plot(made, caption, "workers")))
