@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hpo_ray.report import incumbent
+from hpo_ray.report import front, importance, incumbent, parallel, slices
 from hpo_ray.report.parts import Section
 from hpo_ray.report.subject import Subject
 
-SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (incumbent.section,)
+SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
+    incumbent.section,
+    front.section,
+    importance.section,
+    parallel.section,
+    slices.section,
+)
 
 
 def sections(subject: Subject) -> list[Section]:
