@@ -24,7 +24,7 @@ class Plot:
     Attributes:
         figure: its texts are escaped (`theme.escaped`), its colours those of `theme`.
         caption: what it shows, and how to read it.
-        name: of the function that draws it: `result.plot.NAME()`.
+        name: of the function that draws it, `result.plot.NAME()`; empty if none there does.
     """
 
     figure: Figure

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hpo_ray.report.subject import Subject
     from hpo_ray.results import StudyResult
 
+_NO_TWO = "no two trials with values that differ in a hyperparameter"
+
 
 class Plots:
     """Draws a study. Each method gives a `plotly.graph_objects.Figure`, which a notebook shows.
@@ -93,6 +95,42 @@ class Plots:
         from hpo_ray.report.workers import workers
 
         return self._shown(workers(self._subject), "the log tells no time that a step took")
+
+    def front(self) -> Figure:
+        """Of several metrics the trials that no other beats in all."""
+        from hpo_ray.report.front import front
+
+        return self._shown(front(self._subject), "no two metrics to trade off, or no trial that has reported them")
+
+    def importance(self, metric: str | None = None) -> Figure:
+        """How much each hyperparameter matters, by fANOVA and by PED-ANOVA.
+
+        Args:
+            metric: one of the study's metrics; by default the one that it optimises.
+        """
+        from hpo_ray.report.importance import importance
+
+        return self._shown(
+            importance(self._subject, metric), "importances need ten trials at one resource that differ in two ways"
+        )
+
+    def parallel(self) -> Figure:
+        """Each trial as a line through its value and its hyperparameters, the best ones in colour."""
+        from hpo_ray.report.parallel import parallel
+
+        return self._shown(parallel(self._subject), _NO_TWO)
+
+    def slices(self) -> Figure:
+        """The metric against each of the two most important hyperparameters."""
+        from hpo_ray.report.slices import slices
+
+        return self._shown(slices(self._subject), _NO_TWO)
+
+    def contour(self) -> Figure:
+        """The metric over the two most important hyperparameters."""
+        from hpo_ray.report.slices import contour
+
+        return self._shown(contour(self._subject), "no four trials with two hyperparameters that differ")
 
     def _shown(self, figure: Figure | None, why_not: str) -> Figure:
         if figure is None:
