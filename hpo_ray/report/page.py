@@ -41,8 +41,7 @@ def page(head: Head, sections: Sequence[Section]) -> Iterator[str]:
 
     library, ours = _script(get_plotlyjs()), _script(_file("page.js"))
     policy = (
-        # Plotly compiles the shaders of parallel coordinates ('unsafe-eval') and writes its own styles.
-        f"default-src 'none'; script-src {_hash(library)} {_hash(ours)} 'unsafe-eval'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {_hash(library)} {_hash(ours)}; style-src 'unsafe-inline'; "
         f"img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
     )
     title = _text(head.title)
@@ -56,7 +55,8 @@ def page(head: Head, sections: Sequence[Section]) -> Iterator[str]:
     )
     yield from _head(head)
     links = "".join(f'<a href="#{_text(section.key)}">{_text(section.title)}</a>' for section in sections)
-    yield f'<nav><div>{links}<button type="button" title="light or dark">dark</button></div></nav>\n<main>\n'
+    yield f'<nav><div><div class="links">{links}</div>'
+    yield '<button type="button" title="light or dark">dark</button></div></nav>\n<main>\n'
     yield "<noscript><p>The figures are drawn by JavaScript, which is switched off here.</p></noscript>\n"
     count = 0
     for section in sections:

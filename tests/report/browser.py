@@ -13,6 +13,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 # Software rendering: parallel coordinates are drawn by WebGL, and a machine that runs tests has no graphics card.
 _FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 
+_MARKS = (".point", ".js-line", ".contourlevel", ".heatmaplayer image", ".js-fill", ".annotation", ".shapelayer path")
+"""What Plotly draws of data, by its classes."""
+
 
 @dataclass
 class Opened:
@@ -34,10 +37,11 @@ class Opened:
         self.page.wait_for_function("report.ready() === report.plots")
 
     def marks(self) -> dict[str, int]:
-        """How many marks (points, lines, bars, cells, ...) each figure has, by its place."""
+        """How many marks (points, lines, bars, cells, ...) each figure has, by its place on the page."""
         found: dict[str, int] = self.page.evaluate(
-            """() => Object.fromEntries([...document.querySelectorAll(".plot")].map((place) => [place.id,
-              place.querySelectorAll(".main-svg .point, .main-svg .js-line, .main-svg .contourlevel, .main-svg .heatmaplayer image, .main-svg .sankey-link, .main-svg .points path, .main-svg .bars path, .main-svg path.js-fill, .main-svg .y-axis, canvas.gl-canvas, .gl-container canvas").length]))"""
+            "kinds => Object.fromEntries([...document.querySelectorAll('.plot')]"
+            ".map((place) => [place.id, place.querySelectorAll(kinds).length]))",
+            ", ".join(_MARKS),
         )
         return found
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-
-import pytest
 
 from hpo_ray.report.page import Head, page
 from hpo_ray.report.parts import Listing, Plot, Section, Table, Words
