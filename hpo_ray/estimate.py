@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.brackets import Bracket, Budget, Plan
@@ -40,8 +41,7 @@ class Work:
     chains: tuple[tuple[Stretch, ...], ...] = ()
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """Where the study was: the clock, units trained, seconds of steps, reports heard, and the study's own clock."""
 
     at_s: float
@@ -80,6 +80,10 @@ class Estimate:
         if self._last is not None and state.trained == self._last.trained:
             return
         reports = 0 if self._last is None else self._last.reports + 1
+        if reports == 1 and not self._virtual:  # what went by before its step began was the start of the workers
+            first = self._marks[0]
+            began_s = at_s - (state.seconds - first.seconds)
+            self._marks[0] = first._replace(at_s=max(first.at_s, began_s))
         self._last = _Mark(at_s, state.trained, state.seconds, reports, elapsed_s)
         if not self._marks or at_s - self._marks[-1].at_s >= MARK_EVERY_S:
             self._marks.append(self._last)
@@ -162,10 +166,11 @@ def _of_trials(state: StudyState, trials: int, full: int) -> Work:
 
 def _of_brackets(state: StudyState, brackets: tuple[Bracket, ...], rounds: int) -> Work:
     reached = by_bracket(state)
-    live: dict[int, Counter[int]] = {}
-    for trial in state.trials.unfinished():
-        if (index := trial.tags.get("bracket")) is not None:
-            live.setdefault(index, Counter())[trial.position] += 1
+    live: dict[int, dict[int, int]] = {}
+    places = Counter((trial.tags.get("bracket"), trial.position) for trial in state.trials.unfinished())
+    for (bracket_index, at), n in places.items():
+        if bracket_index is not None:
+            live.setdefault(bracket_index, {})[at] = n
     begun = Counter(index % len(brackets) for index in reached)
     units, chains = 0, []
     for i, bracket in enumerate(brackets):
@@ -173,7 +178,10 @@ def _of_brackets(state: StudyState, brackets: tuple[Bracket, ...], rounds: int) 
             chain = _of_bracket(bracket, {}, {})
             units += fresh * sum(part.units for part in chain)
             chains.append(chain)
+    last = max(reached, default=-1)
     for index, counts in reached.items():
+        if index not in live and index != last:  # over: the next ones have begun
+            continue
         chain = _of_bracket(brackets[index % len(brackets)], counts, live.get(index, {}))
         units += sum(part.units for part in chain)
         chains.append(chain)

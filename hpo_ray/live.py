@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,11 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from hpo_ray.commands import short
 from hpo_ray.results import StudyState
 from hpo_ray.view import (
     View,
+    bracket_count,
     clean,
     elapsed_text,
     estimate_for,
@@ -99,7 +101,7 @@ class LiveView(View):
 
     def _render(self, state: StudyState, elapsed_s: float, left_s: float | None) -> Group:
         draft, size = self._draft, self._console.size
-        parts: list[RenderableType] = [_line(headline(draft), "bold"), _line(str(self._folder), "dim")]
+        parts: list[RenderableType] = [_line(headline(draft), "bold"), _line(str(short(self._folder)), "dim")]
         if (share := _share(state, draft, elapsed_s)) is not None:
             bar = Table.grid(expand=True, padding=(0, 1, 0, 0))
             bar.add_column(ratio=1)
@@ -115,9 +117,8 @@ class LiveView(View):
             parts.append(_line("  " + trial_text(state.best)))
         if state.last_failure is not None:
             parts.append(_line(failure(state), "red"))
-        table = rung_table(state, draft.plan)
-        room = size.height - len(parts) - 1  # a line below stays free for the cursor
-        return Group(*parts, *_rungs(table, draft.task.unit, size.width, room))
+        room = size.height - len(parts) - 2  # the line above the table, and one below for the cursor
+        return Group(*parts, *_rungs(state, draft, size.width, room))
 
 
 def _share(state: StudyState, draft: Draft, elapsed_s: float) -> float | None:
@@ -134,31 +135,30 @@ def _line(text: str, style: str = "") -> Text:
     return Text(clean(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
-def _rungs(table: Sequence[Sequence[str]], unit: str, width: int, room: int) -> list[Text]:
-    """The table of rungs, as much of it as there is room for: the last brackets that have begun, the highest rungs.
+def _rungs(state: StudyState, draft: Draft, width: int, room: int) -> list[Text]:
+    """The table of rungs, as much of it as there is room for; where it is too wide, the highest rungs.
 
     Args:
-        table: see `rung_table`.
-        unit: what a unit of resource is called.
+        state: what is known of the study.
+        draft: its plan.
         width: of the terminal.
-        room: lines that may be taken.
+        room: lines that may be taken, the one above it not counted.
     """
-    if not table or room < 3:
+    brackets, unit = bracket_count(state, draft.plan), draft.task.unit
+    if not draft.plan.brackets or room < 3:
         return []
-    (_, *resources), rows, more = table[0], table[1:], 0
-    if len(rows) > room - 1:
-        keep = room - 2
-        begun = [i for i, row in enumerate(rows) if any(cell and not cell.startswith("0/") for cell in row[1:])]
-        last = max(keep, begun[-1] + 1 if begun else 0)
-        rows, more = rows[last - keep : last], len(rows) - keep
+    shown = brackets if brackets < room else room - 2
+    (_, *resources), *rows = rung_table(state, draft.plan, shown)
     for first in range(len(resources)):
         resource = f"{'… ' if first else ''}{unit} {resources[first]}"
         head = ["bracket", resource, *resources[first + 1 :]]
         cells = [head, *([row[0], *row[first + 1 :]] for row in rows)]
+        labels = max(len(row[0]) for row in cells)
+        cells = [[row[0].ljust(labels), *row[1:]] for row in cells]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         if sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
             break
-    lines = [_GAP.join(map(str.rjust, row, widths)).rstrip() for row in cells]
-    if more:
+    lines = ["", *(_GAP.join(map(str.rjust, row, widths)).rstrip() for row in cells)]
+    if more := brackets - shown:
         lines.append(f"… and {more} more bracket{'s' if more > 1 else ''}")
-    return [_line(line, "" if 0 < i <= len(rows) else "dim") for i, line in enumerate(lines)]
+    return [_line(line, "" if 1 < i < len(rows) + 2 else "dim") for i, line in enumerate(lines)]

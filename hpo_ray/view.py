@@ -203,17 +203,26 @@ def spent(trained: int, draft: Draft) -> str:
     return f"{trained} of {draft.plan.about}{count(total, unit)}"
 
 
-def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:
+def rung_table(state: StudyState, plan: Plan, most: int | None = None) -> list[list[str]]:
     """A row a bracket, a column a resource: how many trials have reported there, of how many. First the resources.
 
     Brackets that have not begun are among them, where it is known how many there will be.
+
+    Args:
+        state: what is known of the study.
+        plan: what its scheduler will do.
+        most: so many brackets at most: the last ones that have begun, and what fits of the next.
     """
     if not plan.brackets:
         return []
     resources = sorted({rung.r for bracket in plan.brackets for rung in bracket.rungs})
     rows, begun = [["bracket", *map(str, resources)]], by_bracket(state)
-    planned = 0 if plan.rounds is None else plan.rounds * len(plan.brackets)
-    for index in range(max(planned, max(begun, default=-1) + 1)):
+    end = bracket_count(state, plan)
+    start = 0
+    if most is not None and end > most:
+        end = max(most, max(begun, default=0) + 1)
+        start = end - most
+    for index in range(start, end):
         bracket, counts = plan.brackets[index % len(plan.brackets)], begun.get(index, {})
         cells = dict.fromkeys(resources, "")
         for rung in bracket.rungs:
@@ -221,6 +230,12 @@ def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:
             cells[rung.r] = f"{done}/{'' if plan.exact else '~'}{rung.n}"
         rows.append([f"{index} (s={bracket.s})", *cells.values()])
     return rows
+
+
+def bracket_count(state: StudyState, plan: Plan) -> int:
+    """How many brackets there are: those that are planned or, where that is open, those that have begun."""
+    planned = 0 if plan.rounds is None else plan.rounds * len(plan.brackets)
+    return max(planned, 1 + max((index for index, _ in state.reached if index is not None), default=-1))
 
 
 def trial_text(trial: TrialRecord) -> str:
@@ -242,8 +257,9 @@ def config_text(config: Mapping[str, Any], prefix: str = "") -> str:
         if isinstance(value, Mapping):
             parts.append(config_text(value, f"{prefix}{name}."))
         else:
-            parts.append(f"{prefix}{name}={f'{value:.4g}' if isinstance(value, float) else value}")
-    return clean(" ".join(parts))
+            shown = f"{value:.4g}" if isinstance(value, float) else clean(str(value))
+            parts.append(f"{prefix}{clean(name)}={shown}")
+    return " ".join(parts)
 
 
 def clean(text: str) -> str:

@@ -52,7 +52,7 @@ def follow(
     except KeyboardInterrupt:
         view.stop()
         if not view.silent:
-            print(f"no longer followed; the study goes on: python -m hpo_ray report --follow {short(folder)}")
+            print("no longer followed; the study goes on")
         return 130
     finally:
         view.stop()

@@ -138,7 +138,7 @@ class Dashboard:
                 if identity(log.readline()) not in known:
                     lacks.append(folder.name)
         some = f"{', '.join(lacks[:3])}{', ...' if len(lacks) > 3 else ''}"
-        left_out = f"; not in it: {some} (another store, or none; --rebuild-store takes all in)" if lacks else ""
+        left_out = f"\nleft out   {some}: no store, or another one; --rebuild-store takes all in" if lacks else ""
         return f"{len(known)} {'study' if len(known) == 1 else 'studies'}{left_out}"
 
 
