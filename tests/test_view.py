@@ -180,7 +180,7 @@ def test_many_brackets_are_cut_to_the_height() -> None:
 def test_many_rungs_are_cut_to_the_width() -> None:
     study = draft(load(["method=hyperband", "task=parabola", "task.max_resource=1024", "scheduler.eta=2"]))
     drawn = lines_of(study, fold([START]), 60, 30)
-    assert drawn[6] == "bracket   … step 4     8    16    32    64   128   256   512  1024"
+    assert drawn[6] == "bracket   … step 16    32    64   128   256   512  1024"
     assert lines_of(study, fold([START]), 200, 30)[6].split()[:4] == ["bracket", "step", "1", "2"]
 
 

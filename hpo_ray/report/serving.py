@@ -86,8 +86,8 @@ class Dashboard:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
+        self.contents = _catch_up(store)
         self._open = _opened(store)
-        self.contents = self._caught_up()
         self._app = self._make()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -122,24 +122,29 @@ class Dashboard:
         app: Callable[..., Iterable[bytes]] = wsgi(self._open.storage)
         return app
 
-    def _caught_up(self) -> str:
-        """Brings studies into the store that it lacks; what it has then, and what it hasn't."""
-        from hpo_ray.store import recovery
-        from hpo_ray.store.contents import IDENTITY
-        from hpo_ray.store.copying import Busy, Differs, identity
 
-        for folder in recovery.behind(self._store.root, self._store, self._open):
+def _catch_up(store: Store) -> str:
+    """Brings studies into a store that it lacks; what it has then, and what it hasn't."""
+    from hpo_ray.store import recovery
+    from hpo_ray.store.contents import IDENTITY
+    from hpo_ray.store.copying import Busy, Differs, identity
+
+    opened = _opened(store)  # not the one to read from: one that has written forgets what trials were that have ended
+    try:
+        for folder in recovery.behind(store.root, store, opened):
             with suppress(Busy, Differs, LogError):  # Busy: it runs, and tells the store itself
-                recovery.copy(folder, self._open)
-        known = {study.user_attrs.get(IDENTITY) for study in self._open.storage.get_all_studies()}
-        lacks = []
-        for folder in recovery.studies(self._store.root):
-            with (folder / FILE_NAME).open("rb") as log:
-                if identity(log.readline()) not in known:
-                    lacks.append(folder.name)
-        some = f"{', '.join(lacks[:3])}{', ...' if len(lacks) > 3 else ''}"
-        left_out = f"\nleft out   {some}: no store, or another one; --rebuild-store takes all in" if lacks else ""
-        return f"{len(known)} {'study' if len(known) == 1 else 'studies'}{left_out}"
+                recovery.copy(folder, opened)
+        known = {study.user_attrs.get(IDENTITY) for study in opened.storage.get_all_studies()}
+    finally:
+        opened.close()
+    lacks = []
+    for folder in recovery.studies(store.root):
+        with (folder / FILE_NAME).open("rb") as log:
+            if identity(log.readline()) not in known:
+                lacks.append(folder.name)
+    some = f"{', '.join(lacks[:3])}{', ...' if len(lacks) > 3 else ''}"
+    left_out = f"\nleft out   {some}: no store, or another one; --rebuild-store takes all in" if lacks else ""
+    return f"{len(known)} {'study' if len(known) == 1 else 'studies'}{left_out}"
 
 
 def _opened(store: Store) -> OpenStore:
