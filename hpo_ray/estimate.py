@@ -197,16 +197,14 @@ def _of_bracket(bracket: Bracket, reached: Mapping[int, int], live: Mapping[int,
         live: the same of those that haven't ended: places of the others are not filled, where they failed.
     """
     to_come = max(0, bracket.rungs[0].n - sum(reached.values()))
-    furthest = max((resource for resource, trials in reached.items() if trials), default=0)
     left, below = [], 0
     for rung in bracket.rungs:
         size = rung.r - below
-        if furthest <= rung.r:
-            lacking = [(rung.r - max(at, below), n) for at, n in live.items() if at < rung.r]
-            lacking += [(size, to_come)] if to_come else []
-            planned = rung.n * size - sum(n * min(max(at - below, 0), size) for at, n in reached.items())
-            if units := min(max(planned, 0), sum(units * n for units, n in lacking)):
-                left.append(Stretch(units, max(units for units, _ in lacking)))
+        lacking = [(rung.r - max(at, below), n) for at, n in live.items() if at < rung.r]
+        lacking += [(size, to_come)] if to_come else []
+        planned = rung.n * size - sum(n * min(max(at - below, 0), size) for at, n in reached.items())
+        if units := min(max(planned, 0), sum(units * n for units, n in lacking)):
+            left.append(Stretch(units, max(units for units, _ in lacking)))
         below = rung.r
     return tuple(left)
 

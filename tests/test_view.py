@@ -76,9 +76,8 @@ def test_plain_lines(hyperband: Draft) -> None:
         "hyperband on parabola: 17 trials, 69 steps -> outputs/s",
         "0:01  best loss 0.5 at step 1 (trial 0): x=1.5",
         "0:03  best loss 0.25 at step 1 (trial 2): x=3.5",
-        # 3 units since 2 s, the next late by all but a gap of 2/3 s; 59 left, since the first rung is over when a trial
-        # has passed it: 59 * (61 - 2/3 - 2) / 3 - 2/3 = 1147 s.
-        "1:01  3 running; 4 of 69 steps, 65 to go; about 19:00 left, until 12:20; best loss 0.2 at step 2 (trial 2)",
+        # 3 units since 2 s, the next late by all but a gap of 2/3 s: 65 * (61 - 2/3 - 2) / 3 - 2/3 = 1263 s.
+        "1:01  3 running; 4 of 69 steps, 65 to go; about 21:00 left, until 12:22; best loss 0.2 at step 2 (trial 2)",
     ]
 
 

@@ -135,6 +135,8 @@ def _catch_up(store: Store) -> str:
             with suppress(Busy, Differs, LogError):  # Busy: it runs, and tells the store itself
                 recovery.copy(folder, opened)
         known = {study.user_attrs.get(IDENTITY) for study in opened.storage.get_all_studies()}
+    except Exception as error:  # whatever the database's module raises
+        raise StudyError(f"{store}: {reason(error)}") from None
     finally:
         opened.close()
     lacks = []
