@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from hpo_ray.config import load
@@ -12,6 +14,7 @@ from hpo_ray.study import Draft, draft
 from hpo_ray.view import estimate_for
 
 
+@cache
 def drafted(*overrides: str) -> Draft:
     return draft(load(["task=parabola", "task.max_resource=9", *overrides]))
 

@@ -42,7 +42,7 @@ START = StudyStarted("s", "hyperband", "parabola", "loss", "min", 0, 9, 0.0)
 NOON = datetime(2026, 3, 4, 12, 0).timestamp()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hyperband() -> Draft:
     return draft(load(["method=hyperband", "task=parabola", "task.max_resource=9"]))
 

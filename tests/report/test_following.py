@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,15 @@ from hpo_ray.events import (
     to_line,
 )
 from hpo_ray.report.following import follow, study_folder
-from hpo_ray.study import draft
+from hpo_ray.study import Draft, draft
 from hpo_ray.view import PlainView, View
 
 T0 = datetime(2026, 3, 4, 12, 0).timestamp()
+
+
+@cache
+def drafted(*overrides: str) -> Draft:
+    return draft(load(["method=random", "task=parabola", "task.max_resource=2", *overrides]))
 
 
 def added(number: int) -> TrialAdded:
@@ -49,7 +55,7 @@ class Elsewhere:
     """The process of a study, of which each step happens while the follower sleeps; and the clock of the wall."""
 
     def __init__(self, root: Path, *overrides: str, trials: int = 2) -> None:
-        self.overrides = ["method=random", "task=parabola", "task.max_resource=2", f"study.root={root}", *overrides]
+        self.overrides = overrides
         self.folder, self.date = root / "s", T0
         self.folder.mkdir()
         self.configure(trials)
@@ -60,7 +66,7 @@ class Elsewhere:
         self.view = PlainView(self.out, now=lambda: self.date, date=lambda: self.date)
 
     def configure(self, trials: int) -> None:
-        save_config(self.folder, draft(load([*self.overrides, f"budget.trials={trials}"])).config)
+        save_config(self.folder, drafted(f"budget.trials={trials}", *self.overrides).config)
 
     def append(self, *events: Event) -> None:
         for event in events:

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,15 @@ from hpo_ray.study import draft
 pytest.importorskip("optuna_dashboard")
 
 
+@cache
+def config(*overrides: str) -> Mapping[str, Any]:
+    return draft(load(["task=parabola", *overrides])).config
+
+
 def study(root: Path, name: str, *overrides: str) -> None:
     """A study of one trial that has ended, without its store."""
     (root / name).mkdir(parents=True)
-    config = draft(load(["task=parabola", f"study.root={root}", f"study.name={name}", *overrides])).config
-    save_config(root / name, config)
+    save_config(root / name, config(*overrides))
     log = EventLog(root / name / "events.jsonl")
     log.append(StudyStarted(name, "random", "parabola", "loss", "min", 0, 9, 1_000_000.0))
     log.append(TrialAdded("0", 0, {"x": 1.5, "y": 2.0}, {}, 0.0))
