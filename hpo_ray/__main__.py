@@ -36,6 +36,9 @@ verbs
                   [run|resume|compare], --detach doesn't follow it, --render prints what would be sent
   compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
   report [PATH]   a study again, or those of a folder:  python -m hpo_ray report outputs/digits_mlp-hyperband-1
+                  --follow shows one that runs in another process: report --follow outputs/NAME
+                  (exit codes: 0 it finished, 1 it failed, was interrupted or died, 130 you looked away)
+                  --serve opens them in optuna-dashboard, on this machine only [--port 8080; 0: any]
                   --rebuild-store writes their Optuna storage anew from the logs
   fetch           bring a study's folder here:  python -m hpo_ray fetch s3://bucket/prefix/NAME [INTO] [--all]
                   --all: with the checkpoints of its trials, and not of the best only
@@ -333,8 +336,15 @@ def _list(typed: list[str]) -> int:
 
 def _report(typed: list[str]) -> int:
     parser = _parser("report")
-    parser.add_argument("--rebuild-store", action="store_true")
+    flags = ("--follow", "--serve", "--rebuild-store")
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--port")
     options = parser.parse_intermixed_args(typed)
+    if len(given := [flag for flag in flags if flag in typed]) > 1:
+        raise ConfigError(f"report {' '.join(given)}: one at a time")
+    if options.port is not None and not options.serve:
+        raise ConfigError("report --port: is the port of --serve; add that, or leave it out")
     paths = [w for w in options.overrides if is_uri(w) or ("=" not in w and not w.startswith("~"))]
     overrides = [word for word in options.overrides if word not in paths]
     if len(paths) > 1:
@@ -346,12 +356,24 @@ def _report(typed: list[str]) -> int:
     if paths and is_uri(paths[0]):
         raise ConfigError(f"report {paths[0]}: bring it here first: python -m hpo_ray fetch {shlex.quote(paths[0])}")
     path = Path(paths[0] if paths else config.study.root)
+    if options.follow:
+        from hpo_ray.report.following import follow, study_folder
+        from hpo_ray.view import make_view
+
+        return follow(study_folder(path), make_view(config.view))
     if not path.is_dir():
         raise ConfigError(f"report {path}: no such folder", key="study.root")
-    if options.rebuild_store:
+    if options.serve or options.rebuild_store:
+        root = path.parent if (path / FILE_NAME).is_file() else path
         if not config.store.project:
-            raise ConfigError("store=none: there is no store to rebuild; leave it out", key="store")
-        _rebuild_store(path.parent if (path / FILE_NAME).is_file() else path, config.store.url)
+            raise ConfigError(
+                f"store=none: there is no store to {'serve' if options.serve else 'rebuild'}; leave it out", key="store"
+            )
+        if options.serve:
+            from hpo_ray.report.serving import serve
+
+            return serve(root.absolute(), config.store.url, options.port)
+        _rebuild_store(root, config.store.url)
     elif (path / FILE_NAME).is_file():
         _print_report(path)
     else:

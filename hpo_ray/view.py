@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hpo_ray.estimate import Estimate, by_bracket
 from hpo_ray.results import StudyState
 from hpo_ray.schedulers.brackets import Plan
 from hpo_ray.trials import TrialRecord, split_error
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.status import Status
-
     from hpo_ray.study import Draft
 
-DRAW_EVERY_S = 0.25
 LINE_EVERY_S = 60.0
 ENDED = ("completed", "stopped", "failed")
 STATES = ("running", "paused", *ENDED)
 LINE_LENGTH = 160
 FAILURES_SHOWN = 10
 FAILURE_EVERY_S = 1.0
+_ESCAPE = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]?|\x1b[\]PX^_].*?(?:\x07|\x1b\\\\|$)|\x1b[ -/]*[0-~]?|\x9b[0-?]*[ -/]*[@-~]?", re.S
+)
+"""What a terminal would obey: colours, moves of the cursor, titles of the window."""
 
 
 class View:
@@ -59,14 +62,20 @@ class PlainView(View):
 
     Args:
         out: where to print; by default standard output.
-        now: the clock on the wall, in seconds.
+        now: seconds that pass on the wall, from any start.
+        date: the time of day, in seconds since the epoch.
     """
 
     silent = False
 
-    def __init__(self, out: TextIO | None = None, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        now: Callable[[], float] = time.monotonic,
+        date: Callable[[], float] = time.time,
+    ) -> None:
         self._out = out or sys.stdout
-        self._now = now
+        self._now, self._date = now, date
         self._best: str | None = None
         self._last_line_s = now()
         self._failed = self._failures_shown = 0
@@ -74,16 +83,17 @@ class PlainView(View):
 
     def start(self, draft: Draft, folder: Path) -> None:
         """Says what will run and where it goes."""
-        self._draft = draft
+        self._draft, self._estimate = draft, estimate_for(draft)
         self._print(f"{headline(draft)} -> {folder}")
 
     def update(self, state: StudyState, elapsed_s: float) -> None:
         """A line if another trial is the incumbent, or a minute has passed."""
-        best = state.best
+        now, best = self._now(), state.best
+        at_s = now if self._draft.virtual_workers else elapsed_s
+        self._estimate.observe(state, at_s, elapsed_s)
         if best is not None and best.trial_id != self._best:
             self._best = best.trial_id
             self._print(f"{clock(elapsed_s)}  best {incumbent(best, self._draft)}: {trial_text(best)}")
-        now = self._now()
         if state.states["failed"] > self._failed and self._failures_shown < FAILURES_SHOWN:
             if now - self._last_failure_s >= FAILURE_EVERY_S:
                 self._last_failure_s, self._failed = now, state.states["failed"]
@@ -92,96 +102,32 @@ class PlainView(View):
                 self._print(f"{clock(elapsed_s)}  {failure(state)}{more}")
         if now - self._last_line_s >= LINE_EVERY_S:
             self._last_line_s = now
-            known = f"; best {incumbent(best, self._draft)}" if best is not None else ""
-            self._print(progress(state, self._draft, elapsed_s) + known)
+            left = until(self._estimate.left_s(state, at_s, elapsed_s), self._date())
+            known = f"best {incumbent(best, self._draft)}" if best is not None else ""
+            parts = [trials_text(state), resource_text(state, self._draft), left, known]
+            self._print(f"{elapsed_text(elapsed_s, self._draft)}  {'; '.join(part for part in parts if part)}")
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
-
-
-class LiveView(View):
-    """A table in the terminal that is drawn anew at most four times a second.
-
-    Args:
-        console: the terminal; by default the one on standard output.
-        now: the clock on the wall, in seconds.
-    """
-
-    silent = False
-
-    def __init__(self, console: Console | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        from rich.console import Console
-
-        self._console = console or Console()
-        self._live: Live | None = None
-        self._status: Status | None = None
-        self._now = now
-        self._drawn_s = -math.inf
-
-    def prepare(self, draft: Draft) -> None:
-        """Says what will run while Ray and torch are imported and started, which takes some seconds."""
-        executor = str(draft.config["executor"]["_target_"]).rpartition(".")[2]
-        self._status = self._console.status(f"{headline(draft)}; starting {executor}")
-        self._status.start()
-
-    def start(self, draft: Draft, folder: Path) -> None:
-        """Starts to draw."""
-        from rich.live import Live
-
-        self.stop()
-        self._draft, self._folder = draft, folder
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._live.start()
-
-    def update(self, state: StudyState, elapsed_s: float) -> None:
-        """Draws if the last drawing is old enough."""
-        if self._live is not None and self._now() - self._drawn_s >= DRAW_EVERY_S:
-            self._drawn_s = self._now()
-            self._live.update(self._render(state, elapsed_s), refresh=True)
-
-    def stop(self) -> None:
-        """Takes the table away; what is printed next stands in its place."""
-        for shown in (self._status, self._live):
-            if shown is not None:
-                shown.stop()
-        self._status = self._live = None
-
-    def _render(self, state: StudyState, elapsed_s: float) -> Group:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        parts: list[Any] = [Text(headline(self._draft), style="bold"), Text(str(self._folder), style="dim")]
-        total = self._draft.plan.total_resource
-        if total:
-            bar = Table.grid(expand=True)  # a bar alone ends no line
-            bar.add_row(ProgressBar(total=total, completed=min(state.trained, total)))
-            parts.append(bar)
-        parts.append(Text(progress(state, self._draft, elapsed_s)))
-        if state.best is not None:
-            line = Text("best ", style="green")
-            line.append(incumbent(state.best, self._draft), style="bold green")
-            parts += [line, Text("  " + trial_text(state.best))]
-        if state.last_failure is not None:
-            parts.append(Text(failure(state), style="red"))
-        if rows := rung_table(state, self._draft.plan):
-            table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-            for name in ("bracket", *(f"rung {i}" for i in range(max(len(row) for row in rows) - 1))):
-                table.add_column(name, justify="right")
-            for row in rows:
-                table.add_row(*row)
-            parts.append(table)
-        return Group(*parts)
+        print(clean(line), file=self._out, flush=True)
 
 
 def make_view(kind: str) -> View:
-    """The view of a kind: `live`, `plain`, `none`, or `auto`: live in a terminal, plain elsewhere."""
+    """The view of a kind: `live`, `plain`, `none`, or `auto`: live in a terminal, plain elsewhere.
+
+    Where there is no terminal that could draw it, `live` is plain, too.
+    """
     if kind == "none":
         return View()
-    if kind == "live" or (kind == "auto" and sys.stdout.isatty()):
+    if kind != "plain" and sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown"):
+        from hpo_ray.live import LiveView
+
         return LiveView()
     return PlainView()
+
+
+def estimate_for(draft: Draft) -> Estimate:
+    """What estimates the time that is left of a study."""
+    return Estimate(draft.plan, draft.budget, virtual=draft.virtual_workers > 0)
 
 
 def headline(draft: Draft) -> str:
@@ -211,21 +157,42 @@ def failure(state: StudyState) -> str:
 
 def last_line(error: str) -> str:
     """The last line of what a trial failed with, which says what it was; no longer than a line should be."""
-    line = (split_error(error)[0].strip().splitlines() or ["unknown error"])[-1].strip()
+    line = clean((split_error(error)[0].strip().splitlines() or ["unknown error"])[-1]).strip()
     return line if len(line) <= LINE_LENGTH else line[: LINE_LENGTH - 3] + "..."
 
 
-def progress(state: StudyState, draft: Draft, elapsed_s: float) -> str:
-    """Trials by state, resource spent of planned, time left."""
-    states = ", ".join(f"{state.states[name]} {name}" for name in STATES if state.states[name])
-    total = draft.plan.total_resource
-    left: list[float] = []
-    if total and state.trained and not draft.plan.at_most and (draft.plan.exact or state.trained < total):
-        left.append(elapsed_s * max(0, total - state.trained) / state.trained)
-    if draft.budget.time_s is not None:
-        left.append(max(0.0, draft.budget.time_s - elapsed_s))
-    time_left = f", {clock(min(left))} left" if left else ""
-    return f"{clock(elapsed_s)}  {states or 'starting'}; {spent(state.trained, draft)}{time_left}"
+def trials_text(state: StudyState) -> str:
+    """Trials by state: `3 running, 2 paused, 1 failed`."""
+    return ", ".join(f"{state.states[name]} {name}" for name in STATES if state.states[name]) or "starting"
+
+
+def resource_text(state: StudyState, draft: Draft) -> str:
+    """Units spent and left: `20 of 69 steps, 49 to go`."""
+    spent_units, total = state.trained - state.again, draft.plan.total_resource
+    again = f" (and {state.again} again)" if state.again else ""
+    to_go = f", {draft.plan.about}{total - spent_units} to go" if total and total > spent_units else ""
+    return f"{spent(spent_units, draft)}{again}{to_go}"
+
+
+def elapsed_text(elapsed_s: float, draft: Draft) -> str:
+    """The study's clock."""
+    return f"{clock(elapsed_s)} (virtual)" if draft.virtual_workers else clock(elapsed_s)
+
+
+def until(left_s: float | None, date_s: float) -> str:
+    """The time that is left, and when it will be over: `about 2:50 left, until 14:32`; empty if that is not known.
+
+    Args:
+        left_s: seconds that are left. They are shown in steps of 10 from a minute on, and in minutes from ten on.
+        date_s: now, in seconds since the epoch; the end is shown in the local time.
+    """
+    if left_s is None:
+        return ""
+    step = 1 if left_s < 60 else 10 if left_s < 600 else 60
+    now, end = datetime.fromtimestamp(date_s), datetime.fromtimestamp(date_s + left_s)
+    days = (end.date() - now.date()).days
+    date = "%H:%M" if days == 0 else "%a %H:%M" if days < 7 else "%Y-%m-%d %H:%M"
+    return f"about {clock(round(left_s / step) * step)} left, until {end.strftime(date)}"
 
 
 def spent(trained: int, draft: Draft) -> str:
@@ -236,23 +203,39 @@ def spent(trained: int, draft: Draft) -> str:
     return f"{trained} of {draft.plan.about}{count(total, unit)}"
 
 
-def rung_table(state: StudyState, plan: Plan) -> list[list[str]]:
-    """A row a bracket: its number and s, then for each rung how many trials have reported there, of how many."""
+def rung_table(state: StudyState, plan: Plan, most: int | None = None) -> list[list[str]]:
+    """A row a bracket, a column a resource: how many trials have reported there, of how many. First the resources.
+
+    Brackets that have not begun are among them, where it is known how many there will be.
+
+    Args:
+        state: what is known of the study.
+        plan: what its scheduler will do.
+        most: so many brackets at most: the last ones that have begun, and what fits of the next.
+    """
     if not plan.brackets:
         return []
-    reached: dict[int, list[int]] = {}
-    for (index, resource), trials in state.reached.items():
-        if index is not None:
-            rungs = plan.brackets[index % len(plan.brackets)].rungs
-            counts = reached.setdefault(index, [0] * len(rungs))
-            for i, rung in enumerate(rungs):
-                counts[i] += trials * (resource >= rung.r)
-    rows = []
-    for index, counts in sorted(reached.items()):
-        bracket = plan.brackets[index % len(plan.brackets)]
-        cells = [f"{done}/{rung.n} at {rung.r}" for done, rung in zip(counts, bracket.rungs, strict=True)]
-        rows.append([f"{index} (s={bracket.s})", *cells])
+    resources = sorted({rung.r for bracket in plan.brackets for rung in bracket.rungs})
+    rows, begun = [["bracket", *map(str, resources)]], by_bracket(state)
+    end = bracket_count(state, plan)
+    start = 0
+    if most is not None and end > most:
+        end = max(most, max(begun, default=0) + 1)
+        start = end - most
+    for index in range(start, end):
+        bracket, counts = plan.brackets[index % len(plan.brackets)], begun.get(index, {})
+        cells = dict.fromkeys(resources, "")
+        for rung in bracket.rungs:
+            done = sum(trials for resource, trials in counts.items() if resource >= rung.r)
+            cells[rung.r] = f"{done}/{'' if plan.exact else '~'}{rung.n}"
+        rows.append([f"{index} (s={bracket.s})", *cells.values()])
     return rows
+
+
+def bracket_count(state: StudyState, plan: Plan) -> int:
+    """How many brackets there are: those that are planned or, where that is open, those that have begun."""
+    planned = 0 if plan.rounds is None else plan.rounds * len(plan.brackets)
+    return max(planned, 1 + max((index for index, _ in state.reached if index is not None), default=-1))
 
 
 def trial_text(trial: TrialRecord) -> str:
@@ -274,8 +257,16 @@ def config_text(config: Mapping[str, Any], prefix: str = "") -> str:
         if isinstance(value, Mapping):
             parts.append(config_text(value, f"{prefix}{name}."))
         else:
-            parts.append(f"{prefix}{name}={f'{value:.4g}' if isinstance(value, float) else value}")
+            shown = f"{value:.4g}" if isinstance(value, float) else clean(str(value))
+            parts.append(f"{prefix}{clean(name)}={shown}")
     return " ".join(parts)
+
+
+def clean(text: str) -> str:
+    """A text that no terminal takes for anything but text: without escape sequences and control characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " for c in _ESCAPE.sub("", text))
 
 
 def count(n: int, unit: str) -> str:
