@@ -78,15 +78,13 @@ def trajectories(subject: Subject) -> Figure | None:
         [metric, *(f"{name} (mean, least and most of many)" if many else name for name, many in names)], subject.unit
     )
     shown = _shown(subject, everyone)
-    _draw(made, subject, shown, metric, 1)
-    test = f"test_{metric}"
-    if any(test in metrics for trajectory in shown for _, metrics in trajectory.steps[:1]):
-        _add(made, _lead(subject, shown), test, 1, f"{test} of the winner", GREEN, 1.5, dash="dash")
+    test, lead = f"test_{metric}", _lead(subject, shown)
+    _draw(made, subject, shown, metric, 1, [value for one in lead for _, value in one.of(test)])
+    _add(made, lead, test, 1, f"{test} of the winner", GREEN, 1.5, dash="dash")
     for row, (name, many) in enumerate(names, 2):
         full = f"{HYPERPARAMETER}{name}"
         if many:
             for edge, fill in (("max", None), ("min", "tonexty")):
-                lead = _lead(subject, shown)
                 _add(made, lead, f"{full}.{edge}", row, "band", faded(ORANGE, 0.35), 0.5, fill=fill, legend=False)
         _draw(made, subject, shown, f"{full}.mean" if many else full, row)
     return made
@@ -171,14 +169,17 @@ def _lead(subject: Subject, shown: Sequence[Trajectory]) -> list[Trajectory]:
     return [one for one in shown if best is not None and one.number == best.number]
 
 
-def _draw(made: Figure, subject: Subject, shown: Sequence[Trajectory], name: str, row: int) -> None:
-    """Draws a metric of all trials into a panel, the winner's last."""
+def _draw(
+    made: Figure, subject: Subject, shown: Sequence[Trajectory], name: str, row: int, also: Sequence[float] = ()
+) -> None:
+    """Draws a metric of all trials into a panel, the winner's last; `also`: what else has to have room there."""
     lead = _lead(subject, shown)
     rest = [one for one in shown if one not in lead]
     _add(made, rest, name, row, "trials", faded(GREY, 0.6), 1.2, legend=row == 1)
     if lead:
         _add(made, lead, name, row, f"trial {lead[0].number}, the winner", ORANGE, 3.0, legend=row == 1)
-    made.update_yaxes(**value_axis(value for one in shown for _, value in one.of(name)), row=row, col=1)
+    values = [*(value for one in shown for _, value in one.of(name)), *also]
+    made.update_yaxes(**value_axis(values), row=row, col=1)
 
 
 def _add(

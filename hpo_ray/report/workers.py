@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hpo_ray.report.subject import Subject
 
 MOST_BARS = 2000
+"""Stretches that are drawn."""
 MOST_LANES = 500
 SLACK = 0.005
 """Share of the study by which two steps may overlap and still lie in one lane: reports are told a moment late."""
@@ -232,7 +233,7 @@ def _add_bars(made: Figure, subject: Subject, bars: Sequence[Stretch], scale: fl
     kinds = {b for b in brackets.values() if isinstance(b, int)}
     named = by_bracket and 1 < len(kinds) <= len(CYCLE) - 1
     for group, members in sorted(groups.items()):
-        name = "several trials" if group == SEVERAL else f"bracket {group}" if named else "trials"
+        name = "several trials" if group == SEVERAL else _bracket(subject, group) if named else "trials"
         made.add_trace(
             go.Bar(
                 base=[round(one.start / scale, 4) for one in members],
@@ -251,6 +252,11 @@ def _add_bars(made: Figure, subject: Subject, bars: Sequence[Stretch], scale: fl
         )
 
 
+def _bracket(subject: Subject, index: int) -> str:
+    brackets = subject.draft.plan.brackets if subject.draft is not None else ()
+    return f"bracket {index}" + (f" (s={brackets[index % len(brackets)].s})" if brackets else "")
+
+
 def _said(one: Stretch) -> str:
     return f"{'several trials' if one.trial == SEVERAL else f'trial {one.trial}'}, {count(one.steps, 'step')}"
 
@@ -258,6 +264,10 @@ def _said(one: Stretch) -> str:
 def _clock(seconds: float) -> tuple[float, str]:
     """(seconds in a unit, its name) that suits such a time."""
     return (1.0, "seconds") if seconds < 600 else (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
+
+
+def _percent(share: float) -> str:
+    return "less than 1%" if 0 < share < 0.01 else f"{share:.0%}"
 
 
 def section(subject: Subject) -> Section | None:
@@ -271,13 +281,14 @@ def section(subject: Subject) -> Section | None:
     how_many = count(available, "worker")
     if subject.started.workers is None and not simulation:
         how_many = f"{how_many} (the most that trained at a time: the log doesn't tell how many there were)"
-    told = f"{trained:.3g} {kind}s of training in {subject.seconds:.3g} {kind}s on {how_many}: {share:.0%} busy."
+    told = f"{trained:.3g} {kind}s of training in {subject.seconds:.3g} {kind}s on {how_many}: {_percent(share)} busy."
     if simulation and simulation["lost_workers"]:
         told += f" {count(simulation['lost_workers'], 'worker')} got lost on the way."
     caption = (
-        "Above, the share of the workers that trained; below, who trained when. A lane is no worker of its own, only "
-        "a place that was free. Gaps are what isn't training: starting, checkpoints, a rung that waits for its last "
-        "trial, and the end, when there is less left to do than there are workers."
+        "Above, the share of the workers that trained; below, who trained when: a bar is a trial from its first step "
+        "in a lane to its last there. A lane is no worker of its own, only a place that was free. Gaps are what isn't "
+        "training: starting, checkpoints, a rung that waits for its last trial, and the end, when there is less left "
+        "to do than there are workers."
     )
     bars = stretches(subject)
     if any(one.trial == SEVERAL for one in bars):
