@@ -25,6 +25,8 @@ SLACK = 0.005
 """Share of the study by which two steps may overlap and still lie in one lane: reports are told a moment late."""
 INTERVALS = 120
 """Over so many intervals the busy share is a mean each."""
+RESOLUTION = 1000
+"""Of what is shorter than this share of the study nothing would be seen."""
 SEVERAL = -1
 """Stands for the trial of a bar that holds short steps of several."""
 
@@ -70,13 +72,14 @@ def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
     """Steps in lanes: each in that of its trial if it is free, else in the first that is.
 
     A lane is no physical worker: the log doesn't say which one trained a trial. Steps of a trial that follow each
-    other in a lane are one stretch. Where that leaves too many, short neighbours become one, whoever's they are.
+    other in a lane without a gap that could be seen are one stretch. Where that leaves too many, shorter and shorter
+    neighbours become one, whoever's they are.
 
     Args:
         subject: the study.
         most: how many stretches there may be, unless there are more lanes.
     """
-    slack = SLACK * subject.seconds
+    slack, hidden = SLACK * subject.seconds, subject.seconds / RESOLUTION
     free: list[int] = []
     busy: list[tuple[float, int]] = []
     own: dict[int, int] = {}
@@ -94,7 +97,7 @@ def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
         own[trial] = lane
         heapq.heappush(busy, (end, lane))
         before = last.get(lane)
-        if before is not None and before.trial == trial:
+        if before is not None and before.trial == trial and start - before.end <= hidden:
             before.end = max(end, before.end)
             before.steps += 1
         else:
@@ -104,13 +107,14 @@ def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
 
 
 def _merged(found: list[Stretch], most: int, seconds: float) -> list[Stretch]:
-    short = seconds / 1000
+    short = seconds / RESOLUTION
     while len(found) > max(most, len({one.lane for one in found})):
         last: dict[int, Stretch] = {}
         kept: list[Stretch] = []
         for one in found:
             before = last.get(one.lane)
-            if before is not None and one.end - before.start <= short:
+            near = before is not None and before.trial == one.trial and one.start - before.end <= short
+            if before is not None and (near or one.end - before.start <= short):
                 before.trial = before.trial if before.trial == one.trial else SEVERAL
                 before.end, before.steps = max(before.end, one.end), before.steps + one.steps
             else:
@@ -285,10 +289,10 @@ def section(subject: Subject) -> Section | None:
     if simulation and simulation["lost_workers"]:
         told += f" {count(simulation['lost_workers'], 'worker')} got lost on the way."
     caption = (
-        "Above, the share of the workers that trained; below, who trained when: a bar is a trial from its first step "
-        "in a lane to its last there. A lane is no worker of its own, only a place that was free. Gaps are what isn't "
-        "training: starting, checkpoints, a rung that waits for its last trial, and the end, when there is less left "
-        "to do than there are workers."
+        "Above, the share of the workers that trained; below, who trained when, a bar for each stretch of a trial. A "
+        "lane is no worker of its own, only a place that was free. Gaps are what isn't training: starting, "
+        "checkpoints, a rung that waits for its last trial, and the end, when there is less left to do than there are "
+        "workers."
     )
     bars = stretches(subject)
     if any(one.trial == SEVERAL for one in bars):
