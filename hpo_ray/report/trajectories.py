@@ -70,8 +70,10 @@ def trajectories(subject: Subject) -> Figure | None:
         None if no trial moves any.
     """
     everyone = trajectories_of(subject)
-    if not everyone:
-        return None
+    return _trajectories(subject, everyone) if everyone else None
+
+
+def _trajectories(subject: Subject, everyone: Sequence[Trajectory]) -> Figure:
     metric = subject.started.metric
     names = _moved(everyone)[: MOST_PANELS - 1]
     made = panels(
@@ -99,7 +101,10 @@ def solver(subject: Subject) -> Figure | None:
     Returns:
         None if they report nothing of it that changes.
     """
-    everyone = trajectories_of(subject)
+    return _solver(subject, trajectories_of(subject))
+
+
+def _solver(subject: Subject, everyone: Sequence[Trajectory]) -> Figure | None:
     shown = _shown(subject, everyone)
     names = [name for name in SOLVER if len({v for t in shown for _, v in t.of(name) if math.isfinite(v)}) > 1]
     if not names:
@@ -112,10 +117,9 @@ def solver(subject: Subject) -> Figure | None:
 
 def section(subject: Subject) -> Section | None:
     """The trajectories, and what is known of the hypergradients."""
-    made = trajectories(subject)
-    if made is None:
-        return None
     everyone = trajectories_of(subject)
+    if not everyone:
+        return None
     names, shown = _moved(everyone), min(len(everyone), MOST_TRIALS)
     told = [f"Each line is one of {count(len(everyone), 'trial')}; the winner's is bold."]
     if shown < len(everyone):
@@ -128,8 +132,8 @@ def section(subject: Subject) -> Section | None:
         told.append("Where the test split parts from the metric, the hyperparameters overfit the validation split.")
     if len(names) > MOST_PANELS - 1:
         told.append(f"Not drawn: {listed([name for name, _ in names[MOST_PANELS - 1 :]], 8)}.")
-    parts = [Plot(made, " ".join(told), "trajectories")]
-    if (solved := solver(subject)) is not None:
+    parts = [Plot(_trajectories(subject, everyone), " ".join(told), "trajectories")]
+    if (solved := _solver(subject, everyone)) is not None:
         caption = (
             "How the hypergradients were found. A residual near 0 is an exact solution of the linear system, near 1 "
             "no better than none; a large norm of the inner gradient says that the weights were not trained to the end."

@@ -11,7 +11,7 @@ from written import added, finished, plots, reported, started, study, words
 from hpo_ray.errors import StudyError
 from hpo_ray.events import Event, StudyResumed
 from hpo_ray.report.subject import Subject
-from hpo_ray.report.workers import SEVERAL, Stretch, busy_over_time, busy_share, section, spans, stretches, sum_until
+from hpo_ray.report.workers import SEVERAL, Stretch, Utilisation, section, spans, stretches, sum_until, utilisation
 
 
 def two_lanes() -> list[Event]:
@@ -24,8 +24,8 @@ def two_lanes() -> list[Event]:
 def test_lanes_and_shares(tmp_path: Path) -> None:
     subject = study(tmp_path, started(workers=2), *two_lanes())
     assert stretches(subject) == [Stretch(0, 1, 0.0, 1.0), Stretch(1, 0, 0.0, 4.0, 2), Stretch(0, 2, 1.0, 3.0)]
-    assert busy_share(subject) == 7 / 16
-    assert busy_over_time(subject, 4) == [(2.0, 1.0), (4.0, 0.75), (6.0, 0.0), (8.0, 0.0)]
+    over_time = [(2.0, 1.0), (4.0, 0.75), (6.0, 0.0), (8.0, 0.0)]
+    assert utilisation(subject, 4) == Utilisation(2, 7.0, 7 / 16, over_time, stretches(subject))
     assert words(section(subject)) == ["7 seconds of training in 8 seconds on 2 workers: 44% busy."]
     figure = subject.result.plot.workers()
     bars = [
@@ -46,7 +46,6 @@ def test_a_trial_keeps_its_lane_and_a_gap_is_seen(tmp_path: Path) -> None:
 
 def test_an_older_log_does_not_tell_the_workers(tmp_path: Path) -> None:
     subject = study(tmp_path, started(), *two_lanes())
-    assert busy_share(subject) == 7 / 16
     assert "2 workers (the most that trained at a time" in words(section(subject))[0]
 
 
@@ -54,7 +53,7 @@ def test_reports_that_come_together_are_of_steps_one_after_another(tmp_path: Pat
     reports = [reported(0, resource, 0.5, 6.0, 2.0) for resource in (1, 2, 3)]
     subject = study(tmp_path, started(workers=1), added(0), *reports, finished(6.0))
     assert spans(subject) == [(0.0, 2.0, 0), (2.0, 4.0, 0), (4.0, 6.0, 0)]
-    assert busy_share(subject) == 1.0 and stretches(subject) == [Stretch(0, 0, 0.0, 6.0, 3)]
+    assert "100% busy" in words(section(subject))[0] and stretches(subject) == [Stretch(0, 0, 0.0, 6.0, 3)]
 
 
 def test_too_many_stretches_are_put_together(tmp_path: Path) -> None:
@@ -96,8 +95,8 @@ def test_sum_until() -> None:
 def test_a_real_study(hyperband: Subject) -> None:
     figure = hyperband.result.plot.workers()
     assert [trace.name for trace in figure.data[1:]] == ["bracket 0 (s=2)", "bracket 1 (s=1)", "bracket 2 (s=0)"]
-    share = busy_share(hyperband)
-    assert share is not None and 0 < share < 1
+    used = utilisation(hyperband)
+    assert used is not None and used.workers == used.lanes == 1 and 0 < used.share < 1
 
 
 def test_nothing_to_show(tmp_path: Path) -> None:
