@@ -48,7 +48,7 @@ def learning_curves(subject: Subject) -> Figure | None:
     most = max(2, MOST_POINTS // len(drawn))
     for (level, dimmed), trials in sorted(groups.items(), key=lambda group: (not group[0][1], group[0][0])):
         colour = _colour(level, len(levels), dimmed)
-        name = f"reached {levels[level]}" if levels and level >= 0 else _kind(levels, dimmed)
+        name = f"reached {levels[level]}" if levels and level >= 0 else _kind(levels, trials)
         _add(
             made,
             trials,
@@ -57,7 +57,7 @@ def learning_curves(subject: Subject) -> Figure | None:
             faded(colour, 0.55 if dimmed else 0.9),
             1.2,
             level not in named or not levels,
-            f"level {level}",
+            f"level {level}" if levels else name,
         )
         named.add(level)
     if best is not None and any(trial.number == best.number for trial in drawn):
@@ -97,7 +97,8 @@ def section(subject: Subject) -> Section | None:
         caption += (
             ": the winner, those that completed or failed as far as there is room, and an even choice of the rest"
         )
-    told = [caption + "; a dot is where one ends, and faint ones were ended early."]
+    faint = ", and faint ones were ended early" if any(trial.state == "stopped" for trial in drawn) else ""
+    told = [f"{caption}; a dot is where one ends{faint}."]
     if rungs:
         told.append(
             f"Colour: the highest rung that a trial reached; dotted lines: the rungs, at {unit} {_text(rungs)}."
@@ -141,10 +142,12 @@ def _colour(level: int, levels: int, dimmed: bool) -> str:
     return GREY if level < 0 else RAMP[round(level * (len(RAMP) - 1) / (levels - 1))]
 
 
-def _kind(levels: tuple[int, ...], dimmed: bool) -> str:
+def _kind(levels: tuple[int, ...], trials: list[TrialRecord]) -> str:
+    """What trials that reached no rung are called."""
     if levels:
         return f"below {levels[0]}"
-    return "ended early" if dimmed else "completed or unfinished"
+    states = {"unfinished" if trial.state in ("running", "paused") else trial.state for trial in trials}
+    return " or ".join(sorted(states))
 
 
 def _add(

@@ -39,7 +39,7 @@ def chosen(items: Sequence[Item], most: int, urgency: Callable[[Item], int]) -> 
 def line(
     points: Sequence[tuple[int, float]], most: int | None = None, cuts: Sequence[int] = ()
 ) -> tuple[list[int | None], list[float | None]]:
-    """X and y of a line: broken where the resource goes back or stays, and where a value is not finite.
+    """The x and y of a line: broken where the resource goes back or stays, and where a value is not finite.
 
     Args:
         points: (resource, value) in the order of reporting.

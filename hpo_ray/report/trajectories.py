@@ -70,23 +70,23 @@ def trajectories(subject: Subject) -> Figure | None:
         None if no trial moves any.
     """
     everyone = trajectories_of(subject)
-    if not everyone:
-        return None
+    return _trajectories(subject, everyone) if everyone else None
+
+
+def _trajectories(subject: Subject, everyone: Sequence[Trajectory]) -> Figure:
     metric = subject.started.metric
     names = _moved(everyone)[: MOST_PANELS - 1]
     made = panels(
         [metric, *(f"{name} (mean, least and most of many)" if many else name for name, many in names)], subject.unit
     )
     shown = _shown(subject, everyone)
-    _draw(made, subject, shown, metric, 1)
-    test = f"test_{metric}"
-    if any(test in metrics for trajectory in shown for _, metrics in trajectory.steps[:1]):
-        _add(made, _lead(subject, shown), test, 1, f"{test} of the winner", GREEN, 1.5, dash="dash")
+    test, lead = f"test_{metric}", _lead(subject, shown)
+    _draw(made, subject, shown, metric, 1, [value for one in lead for _, value in one.of(test)])
+    _add(made, lead, test, 1, f"{test} of the winner", GREEN, 1.5, dash="dash")
     for row, (name, many) in enumerate(names, 2):
         full = f"{HYPERPARAMETER}{name}"
         if many:
             for edge, fill in (("max", None), ("min", "tonexty")):
-                lead = _lead(subject, shown)
                 _add(made, lead, f"{full}.{edge}", row, "band", faded(ORANGE, 0.35), 0.5, fill=fill, legend=False)
         _draw(made, subject, shown, f"{full}.mean" if many else full, row)
     return made
@@ -101,7 +101,10 @@ def solver(subject: Subject) -> Figure | None:
     Returns:
         None if they report nothing of it that changes.
     """
-    everyone = trajectories_of(subject)
+    return _solver(subject, trajectories_of(subject))
+
+
+def _solver(subject: Subject, everyone: Sequence[Trajectory]) -> Figure | None:
     shown = _shown(subject, everyone)
     names = [name for name in SOLVER if len({v for t in shown for _, v in t.of(name) if math.isfinite(v)}) > 1]
     if not names:
@@ -114,10 +117,9 @@ def solver(subject: Subject) -> Figure | None:
 
 def section(subject: Subject) -> Section | None:
     """The trajectories, and what is known of the hypergradients."""
-    made = trajectories(subject)
-    if made is None:
-        return None
     everyone = trajectories_of(subject)
+    if not everyone:
+        return None
     names, shown = _moved(everyone), min(len(everyone), MOST_TRIALS)
     told = [f"Each line is one of {count(len(everyone), 'trial')}; the winner's is bold."]
     if shown < len(everyone):
@@ -130,8 +132,8 @@ def section(subject: Subject) -> Section | None:
         told.append("Where the test split parts from the metric, the hyperparameters overfit the validation split.")
     if len(names) > MOST_PANELS - 1:
         told.append(f"Not drawn: {listed([name for name, _ in names[MOST_PANELS - 1 :]], 8)}.")
-    parts = [Plot(made, " ".join(told), "trajectories")]
-    if (solved := solver(subject)) is not None:
+    parts = [Plot(_trajectories(subject, everyone), " ".join(told), "trajectories")]
+    if (solved := _solver(subject, everyone)) is not None:
         caption = (
             "How the hypergradients were found. A residual near 0 is an exact solution of the linear system, near 1 "
             "no better than none; a large norm of the inner gradient says that the weights were not trained to the end."
@@ -171,14 +173,17 @@ def _lead(subject: Subject, shown: Sequence[Trajectory]) -> list[Trajectory]:
     return [one for one in shown if best is not None and one.number == best.number]
 
 
-def _draw(made: Figure, subject: Subject, shown: Sequence[Trajectory], name: str, row: int) -> None:
-    """Draws a metric of all trials into a panel, the winner's last."""
+def _draw(
+    made: Figure, subject: Subject, shown: Sequence[Trajectory], name: str, row: int, also: Sequence[float] = ()
+) -> None:
+    """Draws a metric of all trials into a panel, the winner's last; `also`: what else has to have room there."""
     lead = _lead(subject, shown)
     rest = [one for one in shown if one not in lead]
     _add(made, rest, name, row, "trials", faded(GREY, 0.6), 1.2, legend=row == 1)
     if lead:
         _add(made, lead, name, row, f"trial {lead[0].number}, the winner", ORANGE, 3.0, legend=row == 1)
-    made.update_yaxes(**value_axis(value for one in shown for _, value in one.of(name)), row=row, col=1)
+    values = [*(value for one in shown for _, value in one.of(name)), *also]
+    made.update_yaxes(**value_axis(values), row=row, col=1)
 
 
 def _add(

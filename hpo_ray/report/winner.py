@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,53 @@ def places(subject: Subject, trial: TrialRecord) -> list[tuple[int, int, int]]:
     return found
 
 
+@dataclass(frozen=True)
+class Rival:
+    """The best of those that the winner was compared with at the highest resource where there were any.
+
+    Attributes:
+        number: of the trial.
+        resource: where both reported.
+        own: what the winner had there.
+        value: what it had itself.
+        of: how many had reported there, the winner among them.
+    """
+
+    number: int
+    resource: int
+    own: float
+    value: float
+    of: int
+
+    @property
+    def margin(self) -> float:
+        """How far apart they are."""
+        return abs(self.own - self.value)
+
+
+def rival(subject: Subject, best: TrialRecord) -> Rival | None:
+    """The winner's nearest rival; None if no other trial reported where it did.
+
+    At the winner's own resource that is the second of the study's ranking, below it whoever was best there.
+    """
+    own = _at(best)
+    if best.value is not None:
+        own[best.resource] = best.value
+    there: dict[int, list[tuple[float, int, float]]] = {}
+    for trial in ranking(subject)[1:]:
+        values = _at(trial)
+        if trial.value is not None:
+            values[trial.resource] = trial.value
+        for resource, value in values.items():
+            if resource in own:
+                there.setdefault(resource, []).append((subject.sign * value, trial.number, value))
+    if not there:
+        return None
+    resource = max(there)
+    _, number, value = min(there[resource])
+    return Rival(number, resource, own[resource], value, 1 + len(there[resource]))
+
+
 def jitter(trial: TrialRecord) -> float | None:
     """How much neighbouring reports of a trial differ by: the median over its last steps; None with too few."""
     values = [value for _, value in trial.history if math.isfinite(value)][-NEIGHBOURS - 1 :]
@@ -89,22 +137,25 @@ def _won(subject: Subject, best: TrialRecord, ranked: Sequence[TrialRecord]) -> 
     over = state.ended is not None and state.ended.state == "finished"
     verb = "won" if over else "leads so far"
     text = f"Trial {best.number} {verb}: {metric} {value_text(best.value)} at {unit} {best.resource}"
-    there = [trial for trial in ranked if trial.resource == best.resource]
     if len(ranked) == 1:
         return f"{text}. No other trial has a value to compare it with."
-    if len(there) == 1:
-        second = ranked[1]
+    second = rival(subject, best)
+    if second is None or second.resource < best.resource:
+        text += f". No other trial got to {unit} {best.resource}, so it is first whatever its value"
+        if second is None:
+            return f"{text}; none reported where it did, either."
+        if second.own == second.value:
+            return f"{text}; at {unit} {second.resource} trial {second.number} had the same value."
+        ahead = "ahead of" if subject.sign * second.own < subject.sign * second.value else "behind"
         return (
-            f"{text}. No other trial got as far, so it is first whatever its value; next is trial {second.number} "
-            f"with {value_text(second.value)} at {unit} {second.resource}."
+            f"{text}. At {unit} {second.resource}, the last at which there were others, it had "
+            f"{value_text(second.own)}, {second.margin:.3g} {ahead} trial {second.number} "
+            f"({value_text(second.value)})."
         )
-    second = there[1]
-    assert best.value is not None and second.value is not None
-    text += f", the best of the {len(there)} trials that got there"
-    if second.value == best.value:
+    text += f", the best of the {second.of} trials that got there"
+    if not second.margin:
         return f"{text}. Trial {second.number} has the same value: the lower number goes first."
-    margin = value_text(abs(best.value - second.value))
-    return f"{text}, {margin} ahead of trial {second.number} ({value_text(second.value)})."
+    return f"{text}, {second.margin:.3g} ahead of trial {second.number} ({value_text(second.value)})."
 
 
 def _on_the_way(subject: Subject, best: TrialRecord) -> str:
@@ -160,16 +211,13 @@ def _moved(best: TrialRecord) -> str:
 
 
 def _doubts(subject: Subject, best: TrialRecord, ranked: Sequence[TrialRecord]) -> str:
-    told, varies = [], jitter(best)
-    second = ranked[1] if len(ranked) > 1 and ranked[1].resource == best.resource else None
-    if second is not None and second.value is not None and best.value is not None and varies is not None:
-        margin = abs(best.value - second.value)
-        if 0 < margin < varies:
-            told.append(
-                f"The margin is smaller than what neighbouring reports of the winner differ by (median "
-                f"{value_text(varies)} over its last {subject.unit}s): which of the two is better may be noise."
-            )
-    if len(ranked) < FEW:
+    told, varies, second = [], jitter(best), rival(subject, best)
+    if second is not None and varies is not None and 0 < second.margin < varies:
+        told.append(
+            f"The margin is smaller than what neighbouring reports of the winner differ by (median "
+            f"{varies:.3g} over its last {subject.unit}s): which of the two is better may be noise."
+        )
+    if 1 < len(ranked) < FEW:
         told.append(f"Only {count(len(ranked), 'trial')} can be compared, each trained once: the order may be chance.")
     return " ".join(told)
 
@@ -194,7 +242,11 @@ def _table(subject: Subject, shown: Sequence[TrialRecord]) -> Table:
     rows.append([subject.unit, *(str(trial.resource) for trial in shown)])
     rows += [[name, *(config.get(name, "") for config in configs)] for name in _names(configs)]
     rows += [[name, *(value_text(metrics.get(name)) for metrics in others)] for name in _names(others)[:MOST_METRICS]]
-    rows += [[f"test {name}", value_text(value), *([""] * (len(shown) - 1))] for name, value in test.items()]
+    rows += [
+        [f"test {name}", value_text(value), *([""] * (len(shown) - 1))]
+        for name, value in test.items()
+        if f"test_{name}" not in _names(others)
+    ]
     head = ["", *(f"trial {trial.number}" for trial in shown)]
     left = len(_names(others)) - MOST_METRICS
     more = f"and {count(left, 'further metric')} in trials.jsonl" if left > 0 else ""

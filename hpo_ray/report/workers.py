@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from hpo_ray.report.subject import Subject
 
 MOST_BARS = 2000
+"""Stretches that are drawn."""
 MOST_LANES = 500
 SLACK = 0.005
 """Share of the study by which two steps may overlap and still lie in one lane: reports are told a moment late."""
 INTERVALS = 120
 """Over so many intervals the busy share is a mean each."""
+RESOLUTION = 1000
+"""Of what is shorter than this share of the study nothing would be seen."""
 SEVERAL = -1
 """Stands for the trial of a bar that holds short steps of several."""
 
@@ -69,19 +72,24 @@ def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
     """Steps in lanes: each in that of its trial if it is free, else in the first that is.
 
     A lane is no physical worker: the log doesn't say which one trained a trial. Steps of a trial that follow each
-    other in a lane are one stretch. Where that leaves too many, short neighbours become one, whoever's they are.
+    other in a lane without a gap that could be seen are one stretch. Where that leaves too many, shorter and shorter
+    neighbours become one, whoever's they are.
 
     Args:
         subject: the study.
         most: how many stretches there may be, unless there are more lanes.
     """
-    slack = SLACK * subject.seconds
+    return _stretches(spans(subject), subject.seconds, most)
+
+
+def _stretches(steps: Sequence[tuple[float, float, int]], seconds: float, most: int) -> list[Stretch]:
+    slack, hidden = SLACK * seconds, seconds / RESOLUTION
     free: list[int] = []
     busy: list[tuple[float, int]] = []
     own: dict[int, int] = {}
     last: dict[int, Stretch] = {}
     found: list[Stretch] = []
-    for start, end, trial in spans(subject):
+    for start, end, trial in steps:
         while busy and busy[0][0] <= start + min(slack, (end - start) / 2):
             heapq.heappush(free, heapq.heappop(busy)[1])
         lane = own.get(trial, -1)
@@ -93,23 +101,24 @@ def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
         own[trial] = lane
         heapq.heappush(busy, (end, lane))
         before = last.get(lane)
-        if before is not None and before.trial == trial:
+        if before is not None and before.trial == trial and start - before.end <= hidden:
             before.end = max(end, before.end)
             before.steps += 1
         else:
             last[lane] = Stretch(lane, trial, start, end)
             found.append(last[lane])
-    return _merged(found, most, subject.seconds)
+    return _merged(found, most, seconds)
 
 
 def _merged(found: list[Stretch], most: int, seconds: float) -> list[Stretch]:
-    short = seconds / 1000
+    short = seconds / RESOLUTION
     while len(found) > max(most, len({one.lane for one in found})):
         last: dict[int, Stretch] = {}
         kept: list[Stretch] = []
         for one in found:
             before = last.get(one.lane)
-            if before is not None and one.end - before.start <= short:
+            near = before is not None and before.trial == one.trial and one.start - before.end <= short
+            if before is not None and (near or one.end - before.start <= short):
                 before.trial = before.trial if before.trial == one.trial else SEVERAL
                 before.end, before.steps = max(before.end, one.end), before.steps + one.steps
             else:
@@ -119,36 +128,50 @@ def _merged(found: list[Stretch], most: int, seconds: float) -> list[Stretch]:
     return found
 
 
-def workers_of(subject: Subject) -> int:
-    """How many trials could run at a time; what the log doesn't tell is the most that ever did."""
-    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
-    if simulation:
-        return int(simulation["workers"])
-    at_once = max((one.lane + 1 for one in stretches(subject)), default=0)
-    return max(subject.started.workers or 0, at_once)
+@dataclass(frozen=True)
+class Utilisation:
+    """How busy the workers of a study were.
+
+    Attributes:
+        workers: how many trials could run at a time; what the log doesn't tell is the most that ever did.
+        trained: seconds of all steps together.
+        share: of the workers' time that was training, trained / (workers x elapsed).
+        over_time: (end in seconds, share) over intervals of the same length; of a simulation, its own.
+        stretches: who trained when; see `stretches`.
+    """
+
+    workers: int
+    trained: float
+    share: float
+    over_time: list[tuple[float, float]]
+    stretches: list[Stretch]
+
+    @property
+    def lanes(self) -> int:
+        """How many trials trained at a time at most."""
+        return max(one.lane for one in self.stretches) + 1
 
 
-def busy_share(subject: Subject) -> float | None:
-    """Training seconds / (workers x elapsed seconds); None if no time has passed."""
-    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
-    if simulation:
-        return float(simulation["utilisation"])
-    available = workers_of(subject) * subject.seconds
-    return min(1.0, sum(end - start for start, end, _ in spans(subject)) / available) if available > 0 else None
-
-
-def busy_over_time(subject: Subject, intervals: int = INTERVALS) -> list[tuple[float, float]]:
-    """(end of the interval in seconds, mean busy share in it) over intervals of the same length."""
-    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
-    if simulation:
-        return [(float(t), float(share)) for t, share in simulation["utilisation_over_time"]]
-    found, workers = spans(subject), workers_of(subject)
+def utilisation(subject: Subject, intervals: int = INTERVALS) -> Utilisation | None:
+    """How busy the workers were; None if the log tells no time that a step took."""
+    found = spans(subject)
     if not found or subject.seconds <= 0:
-        return []
+        return None
+    lanes = _stretches(found, subject.seconds, MOST_BARS)
+    trained = sum(end - start for start, end, _ in found)
+    if simulation := _simulation(subject):
+        over_time = [(float(t), float(share)) for t, share in simulation["utilisation_over_time"]]
+        return Utilisation(int(simulation["workers"]), trained, float(simulation["utilisation"]), over_time, lanes)
+    workers = max(subject.started.workers or 0, max(one.lane for one in lanes) + 1)
     edges = np.linspace(0.0, subject.seconds, intervals + 1)
     until = sum_until([start for start, _, _ in found], edges) - sum_until([end for _, end, _ in found], edges)
     shares = np.diff(until) / (edges[1] * workers)
-    return [(float(t), min(1.0, float(share))) for t, share in zip(edges[1:], shares, strict=True)]
+    over_time = [(float(t), min(1.0, float(share))) for t, share in zip(edges[1:], shares, strict=True)]
+    return Utilisation(workers, trained, min(1.0, trained / (workers * subject.seconds)), over_time, lanes)
+
+
+def _simulation(subject: Subject) -> Mapping[str, Any] | None:
+    return subject.state.ended.simulation if subject.state.ended is not None else None
 
 
 def sum_until(times: Sequence[float], edges: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -167,14 +190,15 @@ def workers(subject: Subject) -> Figure | None:
     Returns:
         None if the log tells no time that a step took.
     """
+    used = utilisation(subject)
+    return None if used is None else _figure(subject, used)
+
+
+def _figure(subject: Subject, used: Utilisation) -> Figure:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    shares = busy_over_time(subject)
-    bars = stretches(subject)
-    lanes = max((one.lane for one in bars), default=-1) + 1
-    if not shares or not lanes:
-        return None
+    shares, lanes = used.over_time, used.lanes
     gantt = lanes <= MOST_LANES
     height = min(620, 90 + 22 * lanes) if gantt else 0
     made = make_subplots(
@@ -186,11 +210,11 @@ def workers(subject: Subject) -> Figure | None:
     )
     styled(made.update_layout(template="none"))
     scale, unit = _clock(subject.seconds)
-    virtual = "virtual " if subject.state.ended is not None and subject.state.ended.simulation else ""
+    virtual = "virtual " if _simulation(subject) else ""
     made.add_trace(
         go.Scatter(
             x=[0.0, *(t / scale for t, _ in shares)],
-            y=[shares[0][1], *(share for _, share in shares)],
+            y=[*(share for _, share in shares[:1]), *(share for _, share in shares)],
             name="busy",
             showlegend=False,
             mode="lines",
@@ -203,7 +227,7 @@ def workers(subject: Subject) -> Figure | None:
         col=1,
     )
     if gantt:
-        _add_bars(made, subject, bars, scale)
+        _add_bars(made, subject, used.stretches, scale)
         made.update_yaxes(
             title_text="lane", autorange="reversed", row=2, col=1, **({"dtick": 1} if lanes <= 20 else {})
         )
@@ -232,7 +256,7 @@ def _add_bars(made: Figure, subject: Subject, bars: Sequence[Stretch], scale: fl
     kinds = {b for b in brackets.values() if isinstance(b, int)}
     named = by_bracket and 1 < len(kinds) <= len(CYCLE) - 1
     for group, members in sorted(groups.items()):
-        name = "several trials" if group == SEVERAL else f"bracket {group}" if named else "trials"
+        name = "several trials" if group == SEVERAL else _bracket(subject, group) if named else "trials"
         made.add_trace(
             go.Bar(
                 base=[round(one.start / scale, 4) for one in members],
@@ -251,6 +275,11 @@ def _add_bars(made: Figure, subject: Subject, bars: Sequence[Stretch], scale: fl
         )
 
 
+def _bracket(subject: Subject, index: int) -> str:
+    brackets = subject.draft.plan.brackets if subject.draft is not None else ()
+    return f"bracket {index}" + (f" (s={brackets[index % len(brackets)].s})" if brackets else "")
+
+
 def _said(one: Stretch) -> str:
     return f"{'several trials' if one.trial == SEVERAL else f'trial {one.trial}'}, {count(one.steps, 'step')}"
 
@@ -260,30 +289,37 @@ def _clock(seconds: float) -> tuple[float, str]:
     return (1.0, "seconds") if seconds < 600 else (60.0, "minutes") if seconds < 3 * 3600 else (3600.0, "hours")
 
 
+def _digits(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
+
+
+def _percent(share: float) -> str:
+    return "less than 1%" if 0 < share < 0.01 else f"{share:.0%}"
+
+
 def section(subject: Subject) -> Section | None:
     """How busy the workers were."""
-    made, share = workers(subject), busy_share(subject)
-    if made is None or share is None:
+    used, simulation = utilisation(subject), _simulation(subject)
+    if used is None:
         return None
-    trained, available = sum(end - start for start, end, _ in spans(subject)), workers_of(subject)
-    simulation = subject.state.ended.simulation if subject.state.ended is not None else None
     kind = "virtual second" if simulation else "second"
-    how_many = count(available, "worker")
+    how_many = count(used.workers, "worker")
     if subject.started.workers is None and not simulation:
         how_many = f"{how_many} (the most that trained at a time: the log doesn't tell how many there were)"
-    told = f"{trained:.3g} {kind}s of training in {subject.seconds:.3g} {kind}s on {how_many}: {share:.0%} busy."
+    told = f"{_digits(used.trained)} {kind}s of training in {_digits(subject.seconds)} {kind}s on {how_many}: "
+    told += f"{_percent(used.share)} busy."
     if simulation and simulation["lost_workers"]:
         told += f" {count(simulation['lost_workers'], 'worker')} got lost on the way."
     caption = (
-        "Above, the share of the workers that trained; below, who trained when. A lane is no worker of its own, only "
-        "a place that was free. Gaps are what isn't training: starting, checkpoints, a rung that waits for its last "
-        "trial, and the end, when there is less left to do than there are workers."
+        "Above, the share of the workers that trained; below, who trained when, a bar for each stretch of a trial. A "
+        "lane is no worker of its own, only a place that was free. Gaps are what isn't training: starting, "
+        "checkpoints, a rung that waits for its last trial, and the end, when there is less left to do than there are "
+        "workers."
     )
-    bars = stretches(subject)
-    if any(one.trial == SEVERAL for one in bars):
+    if any(one.trial == SEVERAL for one in used.stretches):
         caption += " Grey bars stand for short steps of several trials."
-    if max(one.lane for one in bars) >= MOST_LANES:
-        caption = f"The share of the workers that trained. There are too many to draw each ({available})."
+    if used.lanes > MOST_LANES:
+        caption = f"The share of the workers that trained. There are too many to draw each ({used.workers})."
     if resumed := len(subject.resumed):
         caption += f" Dashed: taken up again ({count(resumed, 'time')}); the time that it stood still is left out."
-    return Section("workers", "Workers", (Words(told), Plot(made, caption, "workers")))
+    return Section("workers", "Workers", (Words(told), Plot(_figure(subject, used), caption, "workers")))
