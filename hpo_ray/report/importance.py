@@ -309,7 +309,7 @@ def _in_units(of: Compared, names: Sequence[str], drawn: Sequence[int]) -> list[
     from optuna.distributions import FloatDistribution
     from optuna.trial import create_trial
 
-    unit: dict[str, BaseDistribution] = {escaped(name): FloatDistribution(0.0, 1.0) for name in names}
+    unit: dict[str, BaseDistribution] = dict.fromkeys(map(escaped, names), FloatDistribution(0.0, 1.0))
     return [
         create_trial(
             params={escaped(name): unit_of(of.configs[i][name], of.distributions[name]) for name in names},

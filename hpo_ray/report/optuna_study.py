@@ -33,6 +33,7 @@ FEWEST = 20
 FEWEST_EACH = 5
 """Trials that are enough for each hyperparameter."""
 _LOG_RATIO = 100.0
+_MOST_CHOICES = 50
 _LONGEST_NAME = 20
 
 
@@ -82,14 +83,16 @@ class Compared:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Of each hyperparameter that has a value in some trial, by dotted name, what is in it as it stands.
 
-        Where the space is not known, or a value lies outside of it, they are inferred from the values.
+        Where the space is not known, or a value lies outside of it, they are inferred from the values; a text that has
+        more than 50 different ones, as a path or a name, is left out.
         """
         values: dict[str, list[Any]] = {}
         for config in self.configs:
             for name, value in config.items():
                 values.setdefault(name, []).append(value)
         order = [*(name for name in self.known if name in values), *(name for name in values if name not in self.known)]
-        return {name: _distribution(self.known.get(name), values[name]) for name in order}
+        told = {name: _distribution(self.known.get(name), values[name]) for name in order}
+        return {name: found for name, found in told.items() if name in self.known or not _is_text(found)}
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -121,7 +124,8 @@ class Compared:
             plain = TrialRecord(record.trial_id, record.number, {}, "completed", value, self.resource)
             plain.metrics = record.metrics if same else {}
             started = replace(self.started, metrics={}, constraints=self.started.constraints if same else {})
-            params = {escaped(name): _choice(value, self.distributions[name]) for name, value in config.items()}
+            known = {name: value for name, value in config.items() if name in self.distributions}
+            params = {escaped(name): _choice(value, self.distributions[name]) for name, value in known.items()}
             made.append(trial(plain, params, started, (0.0, 0.0), None, told))
         return made
 
@@ -292,6 +296,12 @@ def _distribution(known: BaseDistribution | None, values: Sequence[Any]) -> Base
     if all(isinstance(number, int) for number in numbers):
         return IntDistribution(int(low), int(high), log)
     return FloatDistribution(float(low), float(high), log)
+
+
+def _is_text(found: BaseDistribution) -> bool:
+    from optuna.distributions import CategoricalDistribution
+
+    return isinstance(found, CategoricalDistribution) and len(found.choices) > _MOST_CHOICES
 
 
 def _contains(known: BaseDistribution, value: Any) -> bool:

@@ -149,7 +149,9 @@ def _axis(of: Compared, name: str) -> _Axis:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 10**7):
+        return f"{value:.4g}"
+    return str(value)
 
 
 def _short(value: Any) -> str:

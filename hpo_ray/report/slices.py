@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_ray.report.importance import importances
-from hpo_ray.report.optuna_study import Compared, compared, quiet, study_of
+from hpo_ray.report.optuna_study import Compared, compared, quiet, shown, study_of
 from hpo_ray.report.parts import Part, Plot, Section
 from hpo_ray.report.theme import GREY, SEQUENTIAL, escaped, faded, styled, thinned
 
@@ -70,7 +70,7 @@ def contour(subject: Subject) -> Figure | None:
         if trace.type == "contour":
             trace.update(
                 colorscale=SEQUENTIAL,
-                colorbar={"title": {"text": escaped(of.metric), "font": {"color": GREY}}, "thickness": 12, "xpad": 8},
+                colorbar={"title": {"text": shown(of.metric), "font": {"color": GREY}}, "thickness": 12, "xpad": 8},
                 line={"width": 0.5},
             )
         else:

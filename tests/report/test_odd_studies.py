@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,14 @@ def test_no_study_makes_a_section_raise(name: str, tmp_path: Path, caplog: pytes
         for section in several([subject, subject]):
             check(section)
     assert not caplog.records
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    heavy = "{'plotly', 'optuna', 'sklearn', 'scipy', 'pandas', 'ray', 'torch'}"
+    modules = "hpo_ray.report.sections, hpo_ray.report.several, hpo_ray.report.plots"
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert printed.stdout == "[]\n"
 
 
 def test_all_odd_studies_together(tmp_path: Path) -> None:

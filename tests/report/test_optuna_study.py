@@ -111,6 +111,11 @@ def test_distributions_are_inferred_from_values(tmp_path: Path) -> None:
     assert len(found.study.trials) == 2
 
 
+def test_a_text_that_differs_in_each_trial_is_no_choice(tmp_path: Path) -> None:
+    found = of(study(tmp_path / "s", at_once(({"path": f"run {i}", "x": i} for i in range(51)), [1.0] * 51)))
+    assert found.parameters == ("x",) and found.study.trials[3].params == {"x": 3}
+
+
 def test_a_known_space_is_used_and_a_value_outside_of_it_is_not_refused(folder: Path) -> None:
     overrides = ["task=mixed10", "method=random", "budget.trials=6", "task.max_resource=1", "executor=inprocess"]
     subject = Subject.of(run_study(overrides, folder).path)
