@@ -196,7 +196,7 @@ def _traces(found: Front, pair: tuple[str, str]) -> list[Scatter]:
                 x=[xs[0], *xs, worst_x, worst_x],
                 y=[worst_y, *ys, ys[-1], worst_y],
                 fill="toself",
-                fillcolor=faded(BLUE, 0.12),
+                fillcolor=faded(BLUE, 0.18),
                 line={"width": 0, "shape": "hv"},
                 mode="lines",
                 name="hypervolume",

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from hpo_ray.report.optuna_study import Compared, compared, quiet, shown, study_of
 from hpo_ray.report.parts import Part, Plot, Section, Words
-from hpo_ray.report.theme import BLUE, ORANGE, escaped, figure
+from hpo_ray.report.theme import BLUE, GREY, ORANGE, escaped, figure, thinned
 from hpo_ray.view import count
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ FEWEST_EACH = 10
 FEWEST_PED = 50
 """Trials of which the best tenth are five."""
 REPEATS = 10
-MOST_TRIALS = 200
+MOST_TRIALS, MOST_RESAMPLED = 300, 150
+"""How many trials go into the importances, and into each repetition: ten thousand take no longer than these."""
 MOST_SHOWN = 12
-_TREES, _DEPTH = 8, 8
+_TREES, _TREES_RESAMPLED, _DEPTH = 16, 6, 8
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Measure:
 
     Attributes:
         name: the measure.
-        middle: by name of the hyperparameter, the median over the repetitions.
-        low: the smallest.
+        middle: by name of the hyperparameter.
+        low: the smallest that it was in a repetition.
         high: the largest.
     """
 
@@ -86,10 +87,13 @@ _measured: WeakKeyDictionary[Compared, Importances] = WeakKeyDictionary()
 def importances(of: Compared) -> Importances:
     """Both measures for these trials; computed once.
 
-    Each is repeated 10 times, on a bootstrap sample of at most 200 trials and, for fANOVA, another forest of 8 trees:
-    where the repetitions lie apart, there are too few trials to tell. For fANOVA a hyperparameter is scaled as its
-    domain is sampled, logarithms included, and a choice is its number: in Optuna's own encoding a logarithmic
-    range counts almost only at its upper end, and the time doubles with each choice.
+    What is told is of the trials themselves, 300 at most. Each measure is then repeated on ten bootstrap samples of 150
+    at most, with another forest each time: where the repetitions lie apart, there are too few trials to tell. Their
+    middle is not used: a sample in which trials occur twice makes chance look like importance to PED-ANOVA.
+
+    For fANOVA a hyperparameter is scaled as its domain is sampled, logarithms included, and a choice is its number: in
+    Optuna's own encoding a logarithmic range counts almost only at its upper end, and the time doubles with each
+    choice.
     """
     if of not in _measured:
         _measured[of] = _measure(of)
@@ -99,7 +103,7 @@ def importances(of: Compared) -> Importances:
 def importance(subject: Subject, metric: str | None = None) -> Figure | None:
     """The importance of each hyperparameter by fANOVA and by PED-ANOVA.
 
-    Bars are medians over ten repetitions, lines on them reach from the smallest to the largest.
+    Lines on the bars reach from the smallest to the largest of ten repetitions on bootstrap samples.
 
     Args:
         subject: the study.
@@ -134,7 +138,7 @@ def importance(subject: Subject, metric: str | None = None) -> Figure | None:
                     "symmetric": False,
                     "array": [measure.high[name] - value for name, value in zip(known, middle, strict=True)],
                     "arrayminus": [value - measure.low[name] for name, value in zip(known, middle, strict=True)],
-                    "color": "#8a8f98",
+                    "color": GREY,
                     "thickness": 1.5,
                     "width": 3,
                 },
@@ -232,26 +236,24 @@ def _measure(of: Compared) -> Importances:
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
     everywhere = [name for name in names if name not in conditional]
-    units = _in_units(of, everywhere)
-    fanova: list[dict[str, float]] = []
-    ped_anova: list[dict[str, float]] = []
-    explained: list[float] = []
-    for seed in range(REPEATS):
-        drawn = np.random.default_rng(seed).integers(len(of), size=min(len(of), MOST_TRIALS)).tolist()
-        forest = FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=seed)
-        if len(everywhere) > 1 and (found := _evaluate(of, [units[i] for i in drawn], everywhere, forest)):
-            explained.append(min(1.0, sum(found.values())))
-            fanova.append(_shares(found))
-        trials = [of.frozen[i] for i in drawn]
-        if found := _evaluate(of, trials, list(names), PedAnovaImportanceEvaluator()):
-            ped_anova.append(_shares(found))
-    by_fanova, by_ped_anova = _summary("fANOVA", everywhere, fanova), _summary("PED-ANOVA", names, ped_anova)
+    everything = thinned(len(of), MOST_TRIALS)
+    forests: list[dict[str, float]] = []
+    estimates: list[dict[str, float]] = []
+    for repeat in range(1 + REPEATS):
+        trees, drawn = _TREES, everything
+        if repeat:
+            draw = np.random.default_rng(repeat).integers
+            trees, drawn = _TREES_RESAMPLED, draw(len(of), size=min(len(of), MOST_RESAMPLED)).tolist()
+        forest = FanovaImportanceEvaluator(n_trees=trees, max_depth=_DEPTH, seed=repeat)
+        forests.append(_evaluate(of, _in_units(of, everywhere, drawn), everywhere, forest))
+        estimates.append(_evaluate(of, [of.frozen[i] for i in drawn], names, PedAnovaImportanceEvaluator()))
+    by_fanova, by_ped_anova = _summary("fANOVA", forests), _summary("PED-ANOVA", estimates)
     known = [measure for measure in (by_fanova, by_ped_anova) if measure is not None]
     if not known:
         return Importances(names, conditional=conditional, why_not="No hyperparameter can be told to matter.")
     mean = {n: [m.middle[n] for m in known if n in m.middle] for n in names}
     order = sorted(names, key=lambda name: -sum(mean[name]) / max(1, len(mean[name])))
-    alone = float(np.median(explained)) if explained else None
+    alone = min(1.0, sum(forests[0].values())) if forests[0] else None
     return Importances(tuple(order), by_fanova, by_ped_anova, alone, conditional)
 
 
@@ -271,6 +273,8 @@ def _evaluate(of: Compared, trials: Sequence[FrozenTrial], names: Sequence[str],
     """The importances by raw name; empty where the evaluator can't."""
     from optuna.importance import get_param_importances
 
+    if len(names) < 2:
+        return {}
     with quiet():
         try:
             params = [name for name in (escaped(n) for n in names) if any(name in t.params for t in trials)]
@@ -287,32 +291,32 @@ def _shares(found: dict[str, float]) -> dict[str, float]:
     return {name: value / total for name, value in found.items()}
 
 
-def _summary(name: str, names: Sequence[str], repeats: Sequence[dict[str, float]]) -> Measure | None:
-    """Median and ends over the repetitions; None if half of them or more gave nothing."""
-    import numpy as np
-
-    if len(repeats) <= REPEATS // 2:
+def _summary(name: str, found: Sequence[dict[str, float]]) -> Measure | None:
+    """The first as it is, and the ends over all; None without it."""
+    if not found[0]:
         return None
-    of_name = {n: [repeat[n] for repeat in repeats] for n in names}
-    middle = {n: float(np.median(values)) for n, values in of_name.items()}
+    shares = [_shares(one) for one in found if one]
     return Measure(
-        name, middle, {n: min(values) for n, values in of_name.items()}, {n: max(v) for n, v in of_name.items()}
+        name,
+        shares[0],
+        {n: min(share[n] for share in shares) for n in shares[0]},
+        {n: max(share[n] for share in shares) for n in shares[0]},
     )
 
 
-def _in_units(of: Compared, names: Sequence[str]) -> list[FrozenTrial]:
-    """The trials with each hyperparameter as a number from 0 to 1."""
+def _in_units(of: Compared, names: Sequence[str], drawn: Sequence[int]) -> list[FrozenTrial]:
+    """The trials of these indices with each hyperparameter as a number from 0 to 1."""
     from optuna.distributions import FloatDistribution
     from optuna.trial import create_trial
 
-    unit: dict[str, BaseDistribution] = {escaped(name): FloatDistribution(0.0, 1.0) for name in names}
+    unit: dict[str, BaseDistribution] = dict.fromkeys(map(escaped, names), FloatDistribution(0.0, 1.0))
     return [
         create_trial(
-            params={escaped(name): unit_of(config[name], of.distributions[name]) for name in names},
+            params={escaped(name): unit_of(of.configs[i][name], of.distributions[name]) for name in names},
             distributions=unit,
-            value=value,
+            value=of.values[i],
         )
-        for config, value in zip(of.configs, of.values, strict=True)
+        for i in drawn
     ]
 
 

@@ -5,7 +5,6 @@ Values at different resources are not comparable, so all are of one resource: th
 
 from __future__ import annotations
 
-import html
 import logging
 import math
 import warnings
@@ -34,7 +33,8 @@ FEWEST = 20
 FEWEST_EACH = 5
 """Trials that are enough for each hyperparameter."""
 _LOG_RATIO = 100.0
-_LONGEST_NAME = 26
+_MOST_CHOICES = 50
+_LONGEST_NAME = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Compared:
         enough: how many were wanted.
         trials: by number; those that failed are left out.
         values: theirs, finite.
-        configs: theirs by dotted name; of a population those that the trials began with.
+        configs: theirs by dotted name, each value a scalar; of a population those that the trials began with.
         population: whether configurations were changed later on.
         started: the study's first event.
         known: the distributions of its space; empty if that is not known.
@@ -83,22 +83,22 @@ class Compared:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Of each hyperparameter that has a value in some trial, by dotted name, what is in it as it stands.
 
-        Where the space is not known, or a value lies outside of it, they are inferred from the values.
+        Where the space is not known, or a value lies outside of it, they are inferred from the values; a text that has
+        more than 50 different ones, as a path or a name, is left out.
         """
         values: dict[str, list[Any]] = {}
         for config in self.configs:
             for name, value in config.items():
                 values.setdefault(name, []).append(value)
         order = [*(name for name in self.known if name in values), *(name for name in values if name not in self.known)]
-        return {name: _distribution(self.known.get(name), values[name]) for name in order}
+        told = {name: _distribution(self.known.get(name), values[name]) for name in order}
+        return {name: found for name, found in told.items() if name in self.known or not _is_text(found)}
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """The hyperparameters that differ between the trials, in the order of the space."""
         return tuple(
-            name
-            for name in self.distributions
-            if len({_plain(config[name]) for config in self.configs if name in config}) > 1
+            name for name in self.distributions if len({config[name] for config in self.configs if name in config}) > 1
         )
 
     @cached_property
@@ -124,7 +124,8 @@ class Compared:
             plain = TrialRecord(record.trial_id, record.number, {}, "completed", value, self.resource)
             plain.metrics = record.metrics if same else {}
             started = replace(self.started, metrics={}, constraints=self.started.constraints if same else {})
-            params = {escaped(name): _choice(value, self.distributions[name]) for name, value in config.items()}
+            known = {name: value for name, value in config.items() if name in self.distributions}
+            params = {escaped(name): _choice(value, self.distributions[name]) for name, value in known.items()}
             made.append(trial(plain, params, started, (0.0, 0.0), None, told))
         return made
 
@@ -205,11 +206,6 @@ def shown(name: str) -> str:
     return escaped(name)
 
 
-def of_escaped(name: str) -> str:
-    """What a name in the study was before it was escaped."""
-    return html.unescape(name)
-
-
 def _compare(subject: Subject, metric: str) -> Compared | None:
     trials = [trial for trial in subject.trials if trial.state != "failed"]
     changes = [entry[0] for trial in trials for entry in (trial.schedule or [])[1:]]
@@ -217,9 +213,8 @@ def _compare(subject: Subject, metric: str) -> Compared | None:
     reached = Counter(resource for curve in curves for resource in curve)
     if not reached:
         return None
-    configs = {trial.number: subject.config_of(trial) for trial in trials}
-    if changes:
-        configs |= _initial(subject)
+    given = {trial.number: subject.config_of(trial) for trial in trials} | (_initial(subject) if changes else {})
+    configs = {number: {name: _plain(v) for name, v in config.items()} for number, config in given.items()}
     enough = max(FEWEST, FEWEST_EACH * _width(list(configs.values())))
     highest = max(reached)
     resource = max(reached, key=lambda r: (min(reached[r], enough), r))
@@ -270,7 +265,7 @@ def _width(configs: Sequence[Mapping[str, Any]]) -> int:
     values: dict[str, set[Any]] = {}
     for config in configs:
         for name, value in config.items():
-            values.setdefault(name, set()).add(_plain(value))
+            values.setdefault(name, set()).add(value)
     return sum(len(different) > 1 for different in values.values())
 
 
@@ -293,15 +288,20 @@ def _distribution(known: BaseDistribution | None, values: Sequence[Any]) -> Base
 
     if known is not None and all(_contains(known, value) for value in values):
         return known
-    plain = [_plain(value) for value in values]
-    numbers = [value for value in plain if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) < len(plain) or any(abs(number) > 1e15 for number in numbers):  # those may not be told apart
-        return CategoricalDistribution(list({(type(value), value): value for value in plain}.values()))
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(values) or any(abs(number) > 1e15 for number in numbers):  # those may not be told apart
+        return CategoricalDistribution(list({(type(value), value): value for value in values}.values()))
     low, high = min(numbers), max(numbers)
     log = low > 0 and high / low >= _LOG_RATIO
     if all(isinstance(number, int) for number in numbers):
         return IntDistribution(int(low), int(high), log)
     return FloatDistribution(float(low), float(high), log)
+
+
+def _is_text(found: BaseDistribution) -> bool:
+    from optuna.distributions import CategoricalDistribution
+
+    return isinstance(found, CategoricalDistribution) and len(found.choices) > _MOST_CHOICES
 
 
 def _contains(known: BaseDistribution, value: Any) -> bool:
@@ -328,6 +328,5 @@ def _choice(value: Any, known: BaseDistribution) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if isinstance(known, CategoricalDistribution):
-        plain = _plain(value)
-        return escaped(plain) if isinstance(plain, str) else plain
+        return escaped(value) if isinstance(value, str) else value
     return float(value) if isinstance(known, FloatDistribution) else value

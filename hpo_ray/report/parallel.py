@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hpo_ray.report.subject import Subject
 
 MOST_AXES = 8
-MOST_LINES = 300
+MOST_LINES = 200
 MOST_BEST = 50
 _ABSENT = -0.1
 """Where the line of a trial goes that does not have the hyperparameter."""
@@ -58,9 +58,9 @@ def parallel(subject: Subject) -> Figure | None:
     tenth = max(1, min(MOST_BEST, len(of) // 10))
     best, rest = of.best_first[:tenth], of.best_first[tenth:]
     others = [rest[i] for i in thinned(len(rest), MOST_LINES)]
-    drawn = figure(height=60 + 62 * len(axes), hovermode="closest")
+    drawn = figure(height=70 + 48 * len(axes), hovermode="closest", margin={"l": 16, "r": 16, "t": 24, "b": 12})
     for name, trials, colour, alpha, width in (
-        ("others", others, GREY, 0.3, 1.0),
+        ("others", others, GREY, 0.22, 1.0),
         ("the best tenth", best[1:], BLUE, 0.65, 1.5),
         ("the best", best[:1], ORANGE, 1.0, 3.0),
     ):
@@ -92,15 +92,6 @@ def parallel(subject: Subject) -> Figure | None:
         )
     for row, axis in enumerate(axes):
         drawn.add_shape(type="line", x0=0, x1=1, y0=-row, y1=-row, line={"color": GREY, "width": 1}, layer="below")
-        drawn.add_annotation(
-            x=0,
-            y=-row,
-            text=shown(axis.name),
-            showarrow=False,
-            xanchor="left",
-            yshift=11,
-            font={"size": 12},
-        )
         for place, tick in axis.ticks:
             side = "left" if place <= 0 else "right" if place >= 1 else "center"
             drawn.add_annotation(
@@ -108,7 +99,11 @@ def parallel(subject: Subject) -> Figure | None:
             )
     absent = any(_ABSENT in axis.places for axis in axes)
     drawn.update_xaxes(visible=False, range=[_ABSENT - 0.03 if absent else -0.02, 1.02])
-    return drawn.update_yaxes(visible=False, range=[-len(axes) + 0.55, 0.5])
+    names = [shown(of.metric), *(shown(axis.name) for axis in axes[1:])]
+    drawn.update_yaxes(
+        tickvals=[-row for row in range(len(axes))], ticktext=names, range=[0.5 - len(axes), 0.3], showgrid=False
+    )
+    return drawn.update_yaxes(showline=False, ticks="")
 
 
 def section(subject: Subject) -> Section | None:
@@ -117,7 +112,7 @@ def section(subject: Subject) -> Section | None:
     if of is None or drawn is None:
         return None
     tenth = max(1, len(of) // 10)
-    caption = f"Each line is a trial, from its {of.metric} down through its hyperparameters. {of.said}"
+    caption = f"Each line is a trial, from its {of.metric} ({of.mode}) down through its hyperparameters. {of.said}"
     if len(of.parameters) > MOST_AXES:
         caption += f" The {MOST_AXES} most important of {len(of.parameters)} hyperparameters."
     if tenth > MOST_BEST:
@@ -135,8 +130,7 @@ def _metric(of: Compared) -> _Axis:
     span = math.log(high / low) if log else high - low
     places = [(math.log(v / low) if log else v - low) / span if span else 0.5 for v in of.values]
     ticks = [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")] if span else [(0.5, f"{low:.4g}")]
-    better = "less is better" if of.mode == "min" else "more is better"
-    return _Axis(f"{of.metric} ({better})", places, [f"{v:.6g}" for v in of.values], ticks)
+    return _Axis(of.metric, places, [f"{v:.6g}" for v in of.values], ticks)
 
 
 def _axis(of: Compared, name: str) -> _Axis:
@@ -155,7 +149,9 @@ def _axis(of: Compared, name: str) -> _Axis:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) >= 10**7):
+        return f"{value:.4g}"
+    return str(value)
 
 
 def _short(value: Any) -> str:

@@ -158,7 +158,9 @@ def incumbents(group: Group, along: str = "resource") -> Figure | None:
         return None
     virtual = "virtual " if group.virtual else ""
     name = {"resource": f"{group.unit}s trained", "time": f"{virtual}seconds"}[along]
-    drawn = figure(xaxis_title=escaped(name), yaxis_title=escaped(group.metric), hovermode="closest", height=420)
+    drawn = figure(
+        xaxis_title=escaped(name), yaxis_title=escaped(group.metric), hovermode="closest", showlegend=True, height=420
+    )
     for place, (label, entries) in enumerate(_best_methods(group)):
         colour, dash = CYCLE[place % len(CYCLE)], "solid" if place < len(CYCLE) else "dash"
         traces = [entry.trace for entry in entries]

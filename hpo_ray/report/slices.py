@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_ray.report.importance import importances
-from hpo_ray.report.optuna_study import Compared, compared, quiet, study_of
+from hpo_ray.report.optuna_study import Compared, compared, quiet, shown, study_of
 from hpo_ray.report.parts import Part, Plot, Section
 from hpo_ray.report.theme import GREY, SEQUENTIAL, escaped, faded, styled, thinned
 
@@ -38,10 +38,13 @@ def slices(subject: Subject) -> Figure | None:
     bar = {"title": {"text": "trial", "font": {"color": GREY}}, "thickness": 12, "x": 1.0, "xpad": 8}
     for trace in drawn.data:
         if trace.name == "Feasible Trial":
-            trace.marker.update(colorscale=SEQUENTIAL, size=6, line={"width": 0}, opacity=0.85, colorbar=bar)
+            trace.marker.update(
+                colorscale=SEQUENTIAL, size=6, line={"width": 0.5, "color": GREY}, opacity=0.85, colorbar=bar
+            )
         else:
             trace.marker.update(color=faded(GREY, 0.6), symbol="x", size=6)
         trace.hovertemplate = "%{x}<br>%{y:.6g}<extra></extra>"
+    drawn.update_xaxes(exponentformat="e")
     return drawn.update_layout(template="none", height=360, hovermode="closest")
 
 
@@ -67,7 +70,7 @@ def contour(subject: Subject) -> Figure | None:
         if trace.type == "contour":
             trace.update(
                 colorscale=SEQUENTIAL,
-                colorbar={"title": {"text": escaped(of.metric), "font": {"color": GREY}}, "thickness": 12, "xpad": 8},
+                colorbar={"title": {"text": shown(of.metric), "font": {"color": GREY}}, "thickness": 12, "xpad": 8},
                 line={"width": 0.5},
             )
         else:
@@ -77,6 +80,8 @@ def contour(subject: Subject) -> Figure | None:
             )
             trace.marker.symbol = "circle" if feasible else "x"
             trace.hovertemplate = "%{x}<br>%{y}<extra></extra>"
+    drawn.update_xaxes(exponentformat="e")
+    drawn.update_yaxes(exponentformat="e")
     return drawn.update_layout(template="none", height=420, hovermode="closest")
 
 
