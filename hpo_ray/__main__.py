@@ -35,7 +35,8 @@ verbs
   submit          the same on a cluster:  python -m hpo_ray submit cluster=ray_job cluster.address=http://HOST:8265
                   [run|resume|compare], --detach doesn't follow it, --render prints what would be sent
   compare         methods x seeds:    python -m hpo_ray compare methods=[random,asha] seeds=20 executor=simulated
-  report [PATH]   a study again, or those of a folder:  python -m hpo_ray report outputs/digits_mlp-hyperband-1
+  report [PATH]   report.html, and the summary again:  python -m hpo_ray report outputs/digits_mlp-hyperband-1
+                  of several against each other: report PATH PATH ..., --output FILE; of a folder: what lies in it
                   --follow shows one that runs in another process: report --follow outputs/NAME
                   (exit codes: 0 it finished, 1 it failed, was interrupted or died, 130 you looked away)
                   --serve opens them in optuna-dashboard, on this machine only [--port 8080; 0: any]
@@ -276,6 +277,7 @@ def _compare(typed: list[str]) -> int:
     _check_overrides(options.overrides)
     from hpo_ray.compare import FIGURE, TABLE, parse, run_all
     from hpo_ray.report.comparison import table
+    from hpo_ray.results import REPORT_FILE
 
     comparison = parse(options.overrides, options.config_dir, options.config_name)
     quiet = comparison.first.config["view"] == "none"
@@ -300,6 +302,8 @@ def _compare(typed: list[str]) -> int:
         for study, reason in outcome.failed:
             print(f"failed     {study}: {reason}")
         print(f"all of it  {short(outcome.folder.resolve())}" + (f" ({TABLE}, {FIGURE})" if outcome.rows else ""))
+        if (report := outcome.folder / REPORT_FILE).is_file() or outcome.report_note:
+            print(f"report     {outcome.report_note or short(report.resolve())}")
         if outcome.interrupted:
             print(f"interrupted after {outcome.done} of {outcome.total} studies; {again}")
     if outcome.interrupted:
@@ -339,7 +343,8 @@ def _report(typed: list[str]) -> int:
     flags = ("--follow", "--serve", "--rebuild-store")
     for flag in flags:
         parser.add_argument(flag, action="store_true")
-    parser.add_argument("--port")
+    for flag in ("--port", "--output"):
+        parser.add_argument(flag)
     options = parser.parse_intermixed_args(typed)
     if len(given := [flag for flag in flags if flag in typed]) > 1:
         raise ConfigError(f"report {' '.join(given)}: one at a time")
@@ -347,22 +352,26 @@ def _report(typed: list[str]) -> int:
         raise ConfigError("report --port: is the port of --serve; add that, or leave it out")
     paths = [w for w in options.overrides if is_uri(w) or ("=" not in w and not w.startswith("~"))]
     overrides = [word for word in options.overrides if word not in paths]
-    if len(paths) > 1:
-        raise ConfigError(f"report {' '.join(paths)}: takes one study's folder, or one folder with studies in it")
+    if len(paths) > 1 and given:
+        raise ConfigError(f"report {given[0]} {' '.join(paths)}: takes one study's folder, or one with studies in it")
     from hpo_ray.config import load
     from hpo_ray.events import FILE_NAME
 
     config = load(overrides, options.config_dir, options.config_name)
-    if paths and is_uri(paths[0]):
-        raise ConfigError(f"report {paths[0]}: bring it here first: python -m hpo_ray fetch {shlex.quote(paths[0])}")
+    if remote := next((path for path in paths if is_uri(path)), None):
+        raise ConfigError(f"report {remote}: bring it here first: python -m hpo_ray fetch {shlex.quote(remote)}")
     path = Path(paths[0] if paths else config.study.root)
     if options.follow:
         from hpo_ray.report.following import follow, study_folder
         from hpo_ray.view import make_view
 
         return follow(study_folder(path), make_view(config.view))
-    if not path.is_dir():
-        raise ConfigError(f"report {path}: no such folder", key="study.root")
+    if len(paths) > 1:  # of `outputs/*`, the files beside the studies
+        paths = [word for word in paths if not Path(word).is_file()]
+    for folder in (Path(word) for word in (paths or [str(path)])):
+        if not folder.is_dir():
+            what = "is no folder" if folder.exists() else "no such folder"
+            raise ConfigError(f"report {folder}: {what}", key="study.root")
     if options.serve or options.rebuild_store:
         root = path.parent if (path / FILE_NAME).is_file() else path
         if not config.store.project:
@@ -374,8 +383,10 @@ def _report(typed: list[str]) -> int:
 
             return serve(root.absolute(), config.store.url, options.port)
         _rebuild_store(root, config.store.url)
-    elif (path / FILE_NAME).is_file():
-        _print_report(path)
+    elif len(paths) > 1 or _is_study(path):
+        from hpo_ray.report.writing import report
+
+        print(report([Path(word) for word in paths], Path(options.output) if options.output else None))
     else:
         _print_studies(path)
     return 0
@@ -400,18 +411,6 @@ def _fetch(typed: list[str]) -> int:
 
         print(f"load it    {load_command(folder)}")
     return 0
-
-
-def _print_report(folder: Path) -> None:
-    """What was printed when the study ended, from what it left."""
-    from omegaconf import OmegaConf
-
-    from hpo_ray.best import load_config
-    from hpo_ray.report.summary import summary
-    from hpo_ray.results import load_study
-    from hpo_ray.study import draft
-
-    print(summary(load_study(folder), draft(OmegaConf.create(load_config(folder))), "").lstrip("\n"))
 
 
 def _rebuild_store(root: Path, url: str | None) -> None:

@@ -24,7 +24,7 @@ from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME as LOG
 from hpo_ray.events import LogError, is_running
 from hpo_ray.report.comparison import Row, Scale, Trace, draw, markdown, rows_of, table, target_of, trace
-from hpo_ray.results import RESULT_FILE, StudyResult, write_whole
+from hpo_ray.results import REPORT_FILE, RESULT_FILE, StudyResult, load_study, write_whole
 from hpo_ray.schedulers.brackets import DEFAULT_TRIALS
 from hpo_ray.study import Draft, build, draft
 
@@ -98,6 +98,11 @@ class Comparison:
         return self.entries[0].draft
 
     @property
+    def report(self) -> bool:
+        """Whether it has one of its own."""
+        return bool(self.first.config["report"])
+
+    @property
     def scale(self) -> Scale:
         """How values are compared."""
         task = self.first.task
@@ -125,6 +130,7 @@ class Outcome:
         done: studies that have ended, of `total`.
         failed: of these, those that failed, with why.
         interrupted: the reason, if a signal ended it.
+        report_note: why its report could not be written.
     """
 
     folder: Path
@@ -134,6 +140,7 @@ class Outcome:
     total: int
     failed: tuple[tuple[str, str], ...]
     interrupted: str | None
+    report_note: str | None = None
 
 
 def parse(overrides: Sequence[str], config_dir: str | None = None, config_name: str | None = None) -> Comparison:
@@ -430,7 +437,20 @@ def _write(comparison: Comparison, folder: Path, interrupted: str | None) -> Out
     _write_file(folder, content)
     write_whole(folder / TABLE, [f"{headline(comparison)}\n\n{markdown(table(rows, scale))}\n"])
     draw(folder / FIGURE, traces, scale, headline(comparison))
-    return Outcome(folder, tuple(rows), (whose, target), done, total, failed, interrupted)
+    note = None if interrupted or not comparison.report else _report(comparison, folder, complete)
+    return Outcome(folder, tuple(rows), (whose, target), done, total, failed, interrupted, note)
+
+
+def _report(comparison: Comparison, folder: Path, seeds: Sequence[int]) -> str | None:
+    """Writes the report of the studies of these seeds; why that can't be, which costs nobody the comparison."""
+    try:
+        from hpo_ray.report.writing import write_several
+
+        studies = [load_study(folder / entry.folder(seed)) for entry in comparison.entries for seed in seeds]
+        write_several(studies, folder / REPORT_FILE, folder.name)
+    except Exception as error:
+        return f"{REPORT_FILE} could not be written: {type(error).__name__}: {error}"
+    return None
 
 
 def _write_file(folder: Path, content: dict[str, Any]) -> None:

@@ -39,7 +39,12 @@ def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
             target.write_text("left out in this test")
             return target
 
+        def write_several(results: object, path: Path, title: str) -> Path:
+            path.write_text("left out in this test")
+            return path
+
         monkeypatch.setattr(writing, "write_report", write)
+        monkeypatch.setattr(writing, "write_several", write_several)
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def _without_seed(config: Any) -> Any:
 
 
 def _parts(group: Group) -> list[Part]:
-    parts: list[Part] = [_ranking(group)]
+    parts: list[Part] = [ranking(group)]
     over_resource = incumbents(group)
     if over_resource is None:
         parts.append(Words(f"No study has a value at {group.unit} {group.max_resource}: there is nothing to rank."))
@@ -234,7 +234,7 @@ def _parts(group: Group) -> list[Part]:
     return parts
 
 
-def _ranking(group: Group) -> Table:
+def ranking(group: Group) -> Table:
     """A row a study, the best first."""
     order = sorted(range(len(group.entries)), key=lambda i: (group.ranks[i] or math.inf, group.entries[i].subject.name))
     rows = []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hpo_ray.study import Draft
 
 
-def summary(result: StudyResult, draft: Draft, next_command: str) -> str:
+def summary(result: StudyResult, draft: Draft, next_command: str, report: Path | None = None) -> str:
     """What is printed at the end: the best configuration, where it lies, how to load it, what to type next."""
     state, unit = result.state, draft.task.unit
     counts = [f"{state.states[name]} {name}" for name in ENDED if state.states[name]]
@@ -39,7 +39,7 @@ def summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     go_on = [f"next       {next_command}"] if next_command else []
     if ended is None or ended.state == "interrupted":
         go_on = [f"resume     {resume_command(result.path)}"]
-    go_on += _report_line(result)
+    go_on += _report_line(result, report or result.path / REPORT_FILE)
     if state.states["failed"]:
         lines += _failed_table(result)
     if best is None:
@@ -68,11 +68,10 @@ def summary(result: StudyResult, draft: Draft, next_command: str) -> str:
     return "\n".join([*lines, *store, *go_on])
 
 
-def _report_line(result: StudyResult) -> list[str]:
+def _report_line(result: StudyResult, path: Path) -> list[str]:
     """Where the report lies; where there is none, what writes it."""
     if result.report_note is not None:
         return [f"report     {result.report_note}"]
-    path = result.path / REPORT_FILE
     return [f"report     {short(path) if path.is_file() else report_command(result.path)}"]
 
 
