@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hand_made import at_once, study
+from hand_made import Trial, at_once, study
 
 from hpo_ray.errors import StudyError
 from hpo_ray.report.front import front, front_of, section
@@ -59,6 +59,19 @@ def test_the_volume_is_a_surface_between_the_front_and_the_reference(tmp_path: P
     assert corners == [(1.0, 6.0), (1.0, 5.0), (2.0, 2.0), (4.0, 1.0), (5.0, 1.0), (5.0, 6.0)]
     reference = next(trace for trace in drawn.data if trace.name == "reference")
     assert (*reference.x, *reference.y) == (5.0, 6.0)
+
+
+def test_of_max_a_volume_is_above_the_reference(tmp_path: Path) -> None:
+    found = front_of(two(tmp_path, ("max", "max"), reference={"loss": 0.5, "size": 0.25}))
+    assert found is not None and found.volume == 8.5 * 0.25 + 3.5 * 3.5 + 0.5 * 1.0
+
+
+def test_the_front_is_at_the_highest_resource_of_those_that_keep_the_bounds(tmp_path: Path) -> None:
+    low, high = {"loss": 1.0, "size": 1.0}, {"loss": 0.5, "size": 9.0}
+    trials = [Trial({"x": 0}, {1: low}), Trial({"x": 1}, {1: low, 3: high})]
+    modes = {"loss": "min", "size": "min"}
+    found = front_of(study(tmp_path / "s", trials, max_resource=3, metrics=modes, constraints={"size": {"high": 4}}))
+    assert found is not None and found.resource == 1 and [trial.number for trial in found.front] == [0]
 
 
 def test_what_breaks_a_bound_is_crossed_and_beats_nobody(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def mixed(i: int) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(autouse=True)
+def _few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far importances spread is of no matter here."""
+    monkeypatch.setattr("hpo_ray.report.importance.REPEATS", 1)
+
+
 ODD: dict[str, tuple[list[Trial], dict[str, Any]]] = {
     "empty": ([], {}),
     "running": ([Trial({"x": 1}, {}, None), Trial({"x": 2}, {1: 0.5}, None)], {"state": None}),
@@ -60,6 +66,7 @@ ODD: dict[str, tuple[list[Trial], dict[str, Any]]] = {
     "fixed": (at_once([{"x": 1, "y": "a"}] * 12, values(12)), {}),
     "bare": (at_once([{}] * 12, values(12)), {}),
     "constant": (at_once([{"x": i, "y": -i} for i in range(12)], [1.0] * 12), {}),
+    "nearly": (at_once([{"x": i, "y": -i} for i in range(12)], [0.0] + [1.0] * 11), {}),
     "choices": (at_once([{"a": "pq"[i % 2], "b": "rst"[i % 3]} for i in range(24)], values(24)), {}),
     "extremes": (at_once([{"x": i, "y": -i} for i in range(12)], [10.0 ** (50 * i - 300) for i in range(12)]), {}),
     "mixed": (at_once([mixed(i) for i in range(30)], values(30)), {"metric": SCRIPT}),
@@ -117,7 +124,9 @@ def test_all_odd_studies_together(tmp_path: Path) -> None:
     assert sorted(row[1] for row in rows) == sorted(ODD)
 
 
-@pytest.mark.parametrize("method", ["hyperband", "pbt", "nsga2"])
+@pytest.mark.parametrize(
+    "method", ["pbt", *(pytest.param(method, marks=pytest.mark.slow) for method in ("hyperband", "nsga2"))]
+)
 def test_studies_of_some_methods_have_their_sections(method: str, folder: Path) -> None:
     overrides = [f"method={method}", "task=branin_currin", "task.max_resource=4", "scheduler.max_resource=4"]
     result = run_study([*overrides, *small(method), "executor=inprocess"], folder)

@@ -12,6 +12,12 @@ from hpo_ray.report.parallel import parallel, section
 from hpo_ray.report.parts import Plot
 
 
+@pytest.fixture(autouse=True)
+def _few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far importances spread is of no matter here."""
+    monkeypatch.setattr("hpo_ray.report.importance.REPEATS", 1)
+
+
 def test_a_line_goes_from_the_metric_through_each_hyperparameter(tmp_path: Path) -> None:
     configs = [{"rate": 10.0**-i, "kind": "a" if i % 2 else "b"} for i in range(5)]
     subject = study(tmp_path / "s", at_once(configs, [4.0, 3.0, 0.0, 1.0, 2.0]))

@@ -14,6 +14,12 @@ from hpo_ray.report.slices import contour, section, slices
 from hpo_ray.report.subject import Subject
 
 
+@pytest.fixture(autouse=True)
+def _few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How far importances spread is of no matter here."""
+    monkeypatch.setattr("hpo_ray.report.importance.REPEATS", 1)
+
+
 def grid(folder: Path, **started: Any) -> Subject:
     """Nine trials over a logarithmic rate and a kind; a third hyperparameter is the same in all."""
     configs = [{"rate": 10.0**-i, "kind": kind, "same": 1} for i in range(3) for kind in ("a", "b", "c")]
