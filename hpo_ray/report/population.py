@@ -108,14 +108,14 @@ def lineage(subject: Subject) -> Figure | None:
             hoverinfo="skip",
         )
     )
+    most = max(2, MOST_POINTS // max(1, len(members)))
     points = [
-        (resource, trial.number, value)
+        (trial.history[i][0], trial.number, trial.history[i][1])
         for trial in subject.trials
         if trial.schedule is not None
-        for resource, value in trial.history
-        if math.isfinite(value)
+        for i in thinned(len(trial.history), most)
+        if math.isfinite(trial.history[i][1])
     ]
-    points = [points[i] for i in thinned(len(points))]
     if points:
         values = [value for *_, value in points]
         log = value_axis(values).get("type") == "log"

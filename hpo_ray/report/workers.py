@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 MOST_BARS = 2000
 """Stretches that are drawn."""
 MOST_LANES = 500
-SLACK = 0.005
-"""Share of the study by which two steps may overlap and still lie in one lane: reports are told a moment late."""
+SLACK = 0.05
+"""Share of a step by which it may overlap the one before it in a lane, for reports are told a moment late."""
 INTERVALS = 120
 """Over so many intervals the busy share is a mean each."""
 RESOLUTION = 1000
@@ -69,7 +70,7 @@ def spans(subject: Subject) -> list[tuple[float, float, int]]:
 
 
 def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
-    """Steps in lanes: each in that of its trial if it is free, else in the first that is.
+    """Steps in lanes: each in that of its trial if it is free, else in the one that is free for longest.
 
     A lane is no physical worker: the log doesn't say which one trained a trial. Steps of a trial that follow each
     other in a lane without a gap that could be seen are one stretch. Where that leaves too many, shorter and shorter
@@ -83,21 +84,20 @@ def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
 
 
 def _stretches(steps: Sequence[tuple[float, float, int]], seconds: float, most: int) -> list[Stretch]:
-    slack, hidden = SLACK * seconds, seconds / RESOLUTION
-    free: list[int] = []
+    hidden = seconds / RESOLUTION
+    free: OrderedDict[int, None] = OrderedDict()
     busy: list[tuple[float, int]] = []
     own: dict[int, int] = {}
     last: dict[int, Stretch] = {}
     found: list[Stretch] = []
     for start, end, trial in steps:
-        while busy and busy[0][0] <= start + min(slack, (end - start) / 2):
-            heapq.heappush(free, heapq.heappop(busy)[1])
+        while busy and busy[0][0] <= start + SLACK * (end - start):
+            free[heapq.heappop(busy)[1]] = None
         lane = own.get(trial, -1)
         if lane in free:
-            free.remove(lane)
-            heapq.heapify(free)
+            del free[lane]
         else:
-            lane = heapq.heappop(free) if free else len(last)
+            lane = free.popitem(last=False)[0] if free else len(last)
         own[trial] = lane
         heapq.heappush(busy, (end, lane))
         before = last.get(lane)
