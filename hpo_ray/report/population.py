@@ -195,7 +195,7 @@ def schedule(subject: Subject) -> Figure | None:
             for trial in trials:
                 found = entries[trial.number]
                 x += [*(resource for resource, _ in found), None]
-                y += [*(value if numeric else escaped(shortened(str(value))) for _, value in found), None]
+                y += [*(value if numeric else escaped(shortened(str(value), 16)) for _, value in found), None]
                 numbers += [trial.number] * (len(found) + 1)
             if x:
                 made.add_trace(
@@ -363,18 +363,22 @@ def _ancestry(subject: Subject, best: TrialRecord) -> list[tuple[int, int]]:
     return found
 
 
+def _arrows(copied: int) -> str:
+    if copied > MOST_ARROWS:
+        return f"arrows ({MOST_ARROWS} of {copied}) lead"
+    return "an arrow leads" if copied == 1 else f"{copied} arrows lead"
+
+
 def section(subject: Subject) -> Section | None:
     """Lineage and schedules of a population that trains, or the generations of one that is searched."""
     parts = []
     if (made := lineage(subject)) is not None:
         made_of = copies(subject)
         caption = (
-            f"Each row is a trial, each dot one of its reports, the brighter the better; the "
-            f"{count(len(made_of), 'arrow')} lead from a trial to the one that copied its weights there. The broad "
-            f"line follows the winner's weights back to where they come from."
+            f"Each row is a trial, each dot one of its reports, the brighter the better; {_arrows(len(made_of))} from "
+            f"a trial to the one that copied its weights there. The broad line follows the winner's weights back to "
+            f"where they come from."
         )
-        if len(made_of) > MOST_ARROWS:
-            caption = caption.replace(f"{len(made_of)} arrows", f"arrows ({MOST_ARROWS} of {len(made_of)})")
         parts.append(Plot(made, caption, "lineage"))
     if (made := schedule(subject)) is not None:
         names, members = _scheduled(subject)
