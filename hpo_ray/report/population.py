@@ -195,7 +195,7 @@ def schedule(subject: Subject) -> Figure | None:
             for trial in trials:
                 found = entries[trial.number]
                 x += [*(resource for resource, _ in found), None]
-                y += [*(value if numeric else escaped(shortened(str(value), 16)) for _, value in found), None]
+                y += [*(value if numeric else escaped(value) for _, value in found), None]
                 numbers += [trial.number] * (len(found) + 1)
             if x:
                 made.add_trace(
@@ -213,8 +213,15 @@ def schedule(subject: Subject) -> Figure | None:
                     row=row,
                     col=1,
                 )
-        made.update_yaxes(**(value_axis(every) if numeric else {"type": "category"}), row=row, col=1)
+        made.update_yaxes(**(value_axis(every) if numeric else _categories(every)), row=row, col=1)
     return made
+
+
+def _categories(values: Sequence[Any]) -> dict[str, Any]:
+    """An axis of values that are no numbers; long ones are cut on it, but stay apart."""
+    names = list(dict.fromkeys(str(value) for value in values))
+    ticks = [escaped(shortened(name, 16)) for name in names]
+    return {"type": "category", "tickvals": [escaped(name) for name in names], "ticktext": ticks}
 
 
 def _scheduled(subject: Subject) -> tuple[list[str], list[TrialRecord]]:
