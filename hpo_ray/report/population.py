@@ -108,14 +108,14 @@ def lineage(subject: Subject) -> Figure | None:
             hoverinfo="skip",
         )
     )
+    most = max(2, MOST_POINTS // max(1, len(members)))
     points = [
-        (resource, trial.number, value)
+        (trial.history[i][0], trial.number, trial.history[i][1])
         for trial in subject.trials
         if trial.schedule is not None
-        for resource, value in trial.history
-        if math.isfinite(value)
+        for i in thinned(len(trial.history), most)
+        if math.isfinite(trial.history[i][1])
     ]
-    points = [points[i] for i in thinned(len(points))]
     if points:
         values = [value for *_, value in points]
         log = value_axis(values).get("type") == "log"
@@ -195,7 +195,7 @@ def schedule(subject: Subject) -> Figure | None:
             for trial in trials:
                 found = entries[trial.number]
                 x += [*(resource for resource, _ in found), None]
-                y += [*(value if numeric else escaped(shortened(str(value))) for _, value in found), None]
+                y += [*(value if numeric else escaped(value) for _, value in found), None]
                 numbers += [trial.number] * (len(found) + 1)
             if x:
                 made.add_trace(
@@ -213,8 +213,15 @@ def schedule(subject: Subject) -> Figure | None:
                     row=row,
                     col=1,
                 )
-        made.update_yaxes(**(value_axis(every) if numeric else {"type": "category"}), row=row, col=1)
+        made.update_yaxes(**(value_axis(every) if numeric else _categories(every)), row=row, col=1)
     return made
+
+
+def _categories(values: Sequence[Any]) -> dict[str, Any]:
+    """An axis of values that are no numbers; long ones are cut on it, but stay apart."""
+    names = list(dict.fromkeys(str(value) for value in values))
+    ticks = [escaped(shortened(name, 16)) for name in names]
+    return {"type": "category", "tickvals": [escaped(name) for name in names], "ticktext": ticks}
 
 
 def _scheduled(subject: Subject) -> tuple[list[str], list[TrialRecord]]:
@@ -363,18 +370,22 @@ def _ancestry(subject: Subject, best: TrialRecord) -> list[tuple[int, int]]:
     return found
 
 
+def _arrows(copied: int) -> str:
+    if copied > MOST_ARROWS:
+        return f"arrows ({MOST_ARROWS} of {copied}) lead"
+    return "an arrow leads" if copied == 1 else f"{copied} arrows lead"
+
+
 def section(subject: Subject) -> Section | None:
     """Lineage and schedules of a population that trains, or the generations of one that is searched."""
     parts = []
     if (made := lineage(subject)) is not None:
         made_of = copies(subject)
         caption = (
-            f"Each row is a trial, each dot one of its reports, the brighter the better; the "
-            f"{count(len(made_of), 'arrow')} lead from a trial to the one that copied its weights there. The broad "
-            f"line follows the winner's weights back to where they come from."
+            f"Each row is a trial, each dot one of its reports, the brighter the better; {_arrows(len(made_of))} from "
+            f"a trial to the one that copied its weights there. The broad line follows the winner's weights back to "
+            f"where they come from."
         )
-        if len(made_of) > MOST_ARROWS:
-            caption = caption.replace(f"{len(made_of)} arrows", f"arrows ({MOST_ARROWS} of {len(made_of)})")
         parts.append(Plot(made, caption, "lineage"))
     if (made := schedule(subject)) is not None:
         names, members = _scheduled(subject)

@@ -211,7 +211,8 @@ def _stopping_section(subject: Subject) -> Section | None:
 
 
 def _stopped_at(subject: Subject) -> Counter[int]:
-    return Counter(trial.resource for trial in subject.trials if trial.state == "stopped" and trial.resource)
+    full = subject.started.max_resource
+    return Counter(trial.resource for trial in subject.trials if trial.state == "stopped" and 0 < trial.resource < full)
 
 
 def _bin(most: int) -> int:

@@ -187,8 +187,11 @@ def _lineage(subject: Subject, best: TrialRecord) -> str:
     if best.schedule is None:
         return ""
     path = paths(subject).get(best.number, [(0, best.number)])
-    changes = max(0, len(best.schedule) - 1)
-    under = f"Its weights were trained under {count(changes + 1, 'configuration')}, the last of which the table shows"
+    changes = len(best.schedule) - 1
+    if changes < 1 and len(path) == 1:
+        return ""
+    under = f"Its weights were trained under {count(changes + 1, 'configuration')}"
+    under += ", the last of which the table shows" if changes else ""
     if len(path) == 1:
         return f"{under}; they are all its own."
     ends = [start for start, _ in path[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 MOST_BARS = 2000
 """Stretches that are drawn."""
 MOST_LANES = 500
-SLACK = 0.005
-"""Share of the study by which two steps may overlap and still lie in one lane: reports are told a moment late."""
+SLACK = 0.05
+"""Share of a step by which it may overlap the one before it in a lane, for reports are told a moment late."""
 INTERVALS = 120
 """Over so many intervals the busy share is a mean each."""
 RESOLUTION = 1000
 """Of what is shorter than this share of the study nothing would be seen."""
-SEVERAL = -1
-"""Stands for the trial of a bar that holds short steps of several."""
+BRIDGED = 0.25
+"""Share of a step that the gap to the next one of its trial may take for both to be one stretch."""
 
 
 @dataclass
@@ -37,10 +38,11 @@ class Stretch:
 
     Attributes:
         lane: from 0.
-        trial: its number; `SEVERAL` if there were more than one.
+        trial: its number; of several trials that of the one which took longest.
         start: of the first step, in seconds of the study's clock.
         end: of the last.
         steps: how many.
+        several: whether there is more than one trial.
     """
 
     lane: int
@@ -48,6 +50,7 @@ class Stretch:
     start: float
     end: float
     steps: int = 1
+    several: bool = False
 
 
 def spans(subject: Subject) -> list[tuple[float, float, int]]:
@@ -69,11 +72,11 @@ def spans(subject: Subject) -> list[tuple[float, float, int]]:
 
 
 def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
-    """Steps in lanes: each in that of its trial if it is free, else in the first that is.
+    """Steps in lanes: each in that of its trial if it is free, else in the one that is free for longest.
 
     A lane is no physical worker: the log doesn't say which one trained a trial. Steps of a trial that follow each
-    other in a lane without a gap that could be seen are one stretch. Where that leaves too many, shorter and shorter
-    neighbours become one, whoever's they are.
+    other without a gap that could be seen are one stretch. Where that leaves too many, shorter and shorter neighbours
+    in a lane become one, whoever's they are.
 
     Args:
         subject: the study.
@@ -83,48 +86,58 @@ def stretches(subject: Subject, most: int = MOST_BARS) -> list[Stretch]:
 
 
 def _stretches(steps: Sequence[tuple[float, float, int]], seconds: float, most: int) -> list[Stretch]:
-    slack, hidden = SLACK * seconds, seconds / RESOLUTION
-    free: list[int] = []
+    found = _of_trials(steps, seconds)
+    free: OrderedDict[int, None] = OrderedDict()
     busy: list[tuple[float, int]] = []
     own: dict[int, int] = {}
+    lanes = 0
+    for one in found:
+        while busy and busy[0][0] <= one.start + SLACK * (one.end - one.start) / one.steps:
+            free[heapq.heappop(busy)[1]] = None
+        one.lane = own.get(one.trial, -1)
+        if one.lane in free:
+            del free[one.lane]
+        elif free:
+            one.lane = free.popitem(last=False)[0]
+        else:
+            one.lane, lanes = lanes, lanes + 1
+        own[one.trial] = one.lane
+        heapq.heappush(busy, (one.end, one.lane))
+    return _merged(found, max(most, lanes), seconds)
+
+
+def _of_trials(steps: Sequence[tuple[float, float, int]], seconds: float) -> list[Stretch]:
+    """The stretches of each trial, by start, not yet in lanes."""
     last: dict[int, Stretch] = {}
     found: list[Stretch] = []
     for start, end, trial in steps:
-        while busy and busy[0][0] <= start + min(slack, (end - start) / 2):
-            heapq.heappush(free, heapq.heappop(busy)[1])
-        lane = own.get(trial, -1)
-        if lane in free:
-            free.remove(lane)
-            heapq.heapify(free)
-        else:
-            lane = heapq.heappop(free) if free else len(last)
-        own[trial] = lane
-        heapq.heappush(busy, (end, lane))
-        before = last.get(lane)
-        if before is not None and before.trial == trial and start - before.end <= hidden:
-            before.end = max(end, before.end)
+        before = last.get(trial)
+        if before is not None and start - before.end <= min(seconds / RESOLUTION, BRIDGED * (end - start)):
+            before.end = end
             before.steps += 1
         else:
-            last[lane] = Stretch(lane, trial, start, end)
-            found.append(last[lane])
-    return _merged(found, most, seconds)
+            last[trial] = Stretch(-1, trial, start, end)
+            found.append(last[trial])
+    return found
 
 
 def _merged(found: list[Stretch], most: int, seconds: float) -> list[Stretch]:
     short = seconds / RESOLUTION
-    while len(found) > max(most, len({one.lane for one in found})):
+    while len(found) > most:
         last: dict[int, Stretch] = {}
+        longest: dict[int, float] = {}
         kept: list[Stretch] = []
         for one in found:
-            before = last.get(one.lane)
-            near = before is not None and before.trial == one.trial and one.start - before.end <= short
-            if before is not None and (near or one.end - before.start <= short):
-                before.trial = before.trial if before.trial == one.trial else SEVERAL
+            before, length = last.get(one.lane), one.end - one.start
+            if before is not None and one.end - before.start <= short:
+                before.several = before.several or one.several or before.trial != one.trial
+                if length > longest[one.lane]:
+                    before.trial, longest[one.lane] = one.trial, length
                 before.end, before.steps = max(before.end, one.end), before.steps + one.steps
             else:
-                last[one.lane] = one
+                last[one.lane], longest[one.lane] = one, length
                 kept.append(one)
-        found, short = kept, 2 * short
+        found, short = kept, 1.5 * short
     return found
 
 
@@ -228,13 +241,12 @@ def _figure(subject: Subject, used: Utilisation) -> Figure:
     )
     if gantt:
         _add_bars(made, subject, used.stretches, scale)
-        made.update_yaxes(
-            title_text="lane", autorange="reversed", row=2, col=1, **({"dtick": 1} if lanes <= 20 else {})
-        )
+        every = {"dtick": 1} if lanes <= 20 else {}
+        made.update_yaxes(title_text="lane", range=[lanes - 0.5, -0.5], row=2, col=1, **every)
     made.update_yaxes(title_text="busy", range=[0, 1.03], tickformat=".0%", nticks=4, row=1, col=1)
     made.update_xaxes(range=[0, subject.seconds / scale])
     made.update_xaxes(title_text=f"{virtual}{unit}", row=1 + gantt, col=1)
-    made.update_layout(height=250 + height, barmode="overlay", bargap=0.15, hovermode="closest")
+    made.update_layout(height=250 + height, barmode="overlay", hovermode="closest")
     for event in subject.resumed:
         made.add_vline(event.time / scale, line={"color": ORANGE, "width": 1.5, "dash": "dash"})
     return made
@@ -249,14 +261,12 @@ def _add_bars(made: Figure, subject: Subject, bars: Sequence[Stretch], scale: fl
     groups: dict[int, list[Stretch]] = {}
     for one in bars:
         bracket = brackets.get(one.trial)
-        group = (
-            one.trial if one.trial == SEVERAL or not by_bracket else bracket if isinstance(bracket, int) else SEVERAL
-        )
-        groups.setdefault(group if group == SEVERAL else group % (len(CYCLE) - 1), []).append(one)
+        turn = one.trial if not by_bracket else bracket if isinstance(bracket, int) else 0
+        groups.setdefault(turn % (len(CYCLE) - 1), []).append(one)
     kinds = {b for b in brackets.values() if isinstance(b, int)}
     named = by_bracket and 1 < len(kinds) <= len(CYCLE) - 1
     for group, members in sorted(groups.items()):
-        name = "several trials" if group == SEVERAL else _bracket(subject, group) if named else "trials"
+        name = _bracket(subject, group) if named else "trials"
         made.add_trace(
             go.Bar(
                 base=[round(one.start / scale, 4) for one in members],
@@ -264,9 +274,10 @@ def _add_bars(made: Figure, subject: Subject, bars: Sequence[Stretch], scale: fl
                 y=[one.lane for one in members],
                 customdata=[_said(one) for one in members],
                 name=name,
-                showlegend=named or group == SEVERAL,
+                showlegend=named,
                 orientation="h",
-                marker={"color": GREY if group == SEVERAL else CYCLE[group], "line": {"width": 0.3, "color": GREY}},
+                width=0.85,
+                marker={"color": CYCLE[group], "line": {"width": 0.3, "color": GREY}},
                 textposition="none",
                 hovertemplate="%{customdata}<br>%{base:.4g} + %{x:.4g}<extra></extra>",
             ),
@@ -281,7 +292,7 @@ def _bracket(subject: Subject, index: int) -> str:
 
 
 def _said(one: Stretch) -> str:
-    return f"{'several trials' if one.trial == SEVERAL else f'trial {one.trial}'}, {count(one.steps, 'step')}"
+    return f"{'several trials' if one.several else f'trial {one.trial}'}, {count(one.steps, 'step')}"
 
 
 def _clock(seconds: float) -> tuple[float, str]:
@@ -316,8 +327,8 @@ def section(subject: Subject) -> Section | None:
         "checkpoints, a rung that waits for its last trial, and the end, when there is less left to do than there are "
         "workers."
     )
-    if any(one.trial == SEVERAL for one in used.stretches):
-        caption += " Grey bars stand for short steps of several trials."
+    if any(one.several for one in used.stretches):
+        caption += " Short stretches of several trials are one bar, in the colour of the longest."
     if used.lanes > MOST_LANES:
         caption = f"The share of the workers that trained. There are too many to draw each ({used.workers})."
     if resumed := len(subject.resumed):

@@ -56,7 +56,20 @@ def test_schedule(tmp_path: Path) -> None:
     assert (winner.name, winner.x, winner.y) == ("the winner", (0, 2, 3, 4, None), (0.2, 0.4, 0.6, 0.6, None))
     assert others.x == (0, 2, 3, None, 0, 1, 2, None) and others.customdata == (0,) * 4 + (1,) * 4
     assert act.y == ("relu", "relu", "relu", None, "relu", "&lt;b&gt;", "&lt;b&gt;", None)
-    assert figure.layout.yaxis2.type == "category"
+    assert figure.layout.yaxis2.type == "category" and figure.layout.yaxis2.ticktext == ("relu", "&lt;b&gt;")
+
+
+def test_long_categories_stay_apart(tmp_path: Path) -> None:
+    long = "a" * 30
+    subject = study(
+        tmp_path,
+        started(),
+        *(added(i, {"act": f"{long}{i}"}, exploits=0) for i in (0, 1)),
+        *(reported(i, 1, 0.5 - 0.1 * i) for i in (0, 1)),
+        copied(0, 1, 1, {"act": f"{long}2"}),
+    )
+    axis = subject.result.plot.schedule().layout.yaxis
+    assert axis.tickvals == (f"{long}1", f"{long}2") and set(axis.ticktext) == {"a" * 15 + "…"}
 
 
 def test_a_real_population(population: Subject) -> None:

@@ -73,7 +73,7 @@ def test_early_stopping_without_rungs(tmp_path: Path) -> None:
 
 def test_many_resources_are_put_together(tmp_path: Path) -> None:
     events = [e for i, r in enumerate((1, 2, 120)) for e in (added(i), reported(i, r, 0.5), ended(i, "stopped"))]
-    figure = study(tmp_path, started(max_resource=120), *events).result.plot.stopping()
+    figure = study(tmp_path, started(max_resource=121), *events).result.plot.stopping()
     assert (figure.data[0].y, figure.data[0].text) == ((2, 1), ("1 to 2", "119 to 120"))
     assert figure.data[0].x == (1.5, 119.5)
 

@@ -11,7 +11,7 @@ from written import added, finished, plots, reported, started, study, words
 from hpo_ray.errors import StudyError
 from hpo_ray.events import Event, StudyResumed
 from hpo_ray.report.subject import Subject
-from hpo_ray.report.workers import SEVERAL, Stretch, Utilisation, section, spans, stretches, sum_until, utilisation
+from hpo_ray.report.workers import Stretch, Utilisation, section, spans, stretches, sum_until, utilisation
 
 
 def two_lanes() -> list[Event]:
@@ -61,9 +61,23 @@ def test_too_many_stretches_are_put_together(tmp_path: Path) -> None:
     subject = study(tmp_path, started(workers=1), *events, finished(64.0))
     assert len(stretches(subject)) == 64
     few = stretches(subject, most=10)
-    assert len(few) <= 10 and {one.trial for one in few} == {SEVERAL}
+    assert len(few) <= 10 and all(one.several for one in few)
     assert sum(one.steps for one in few) == 64 and (few[0].start, few[-1].end) == (0.0, 64.0)
     assert len(stretches(subject, most=0)) == 1, "a lane has one at least"
+
+
+def test_a_bar_of_several_has_the_colour_of_the_longest(tmp_path: Path) -> None:
+    steps = [(0, 1.0, 1.0), (1, 3.0, 2.0), (2, 3.5, 0.5)]
+    events: list[Event] = [e for i, end, seconds in steps for e in (added(i), reported(i, 1, 0.5, end, seconds))]
+    subject = study(tmp_path, started(workers=1), *events, finished(4.0))
+    assert stretches(subject, most=1) == [Stretch(0, 1, 0.0, 3.5, 3, True)]
+
+
+def test_trials_that_take_turns_share_a_lane(tmp_path: Path) -> None:
+    events: list[Event] = [added(0), added(1)]
+    events += [reported(i % 2, 1 + i // 2, 0.5, 0.001 * (i + 1), 0.001) for i in range(6)]
+    subject = study(tmp_path, started(workers=1), *events, finished(10.0))
+    assert [(one.lane, one.trial) for one in stretches(subject)] == [(0, 0), (0, 1)] * 3
 
 
 def test_a_simulation_has_its_own_figures(tmp_path: Path) -> None:
