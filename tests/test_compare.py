@@ -276,8 +276,9 @@ def test_what_a_person_sees(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert out[0] == "compare on branin: 2 methods x 2 seeds, 180 steps, 4 virtual workers -> outputs/branin-compare-1"
     assert out[1].startswith("[1/4] random, seed 0: loss ") and out[1].endswith("at step 9, 180 steps, 0:45 virtual")
     assert out[6].split()[:3] == ["method", "regret,", "median"] and out[7].startswith("random")
-    assert out[-2].startswith("target     regret ") and out[-2].endswith("the median of random, at full resource (9)")
-    assert out[-1] == "all of it  outputs/branin-compare-1 (table.md, incumbent.png)"
+    assert out[-3].startswith("target     regret ") and out[-3].endswith("the median of random, at full resource (9)")
+    assert out[-2] == "all of it  outputs/branin-compare-1 (table.md, incumbent.png)"
+    assert out[-1] == "report     outputs/branin-compare-1/report.html"
     assert __main__.main([*typed, "view=none"]) == 0
     assert capsys.readouterr().out == ""
     assert __main__.main(["list"]) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpo_ray.report.parts import Plot, Section
-from hpo_ray.report.theme import BLUE, ORANGE, escaped, figure
+from hpo_ray.report.theme import BLUE, MOST_POINTS, ORANGE, escaped, figure, thinned
 from hpo_ray.results import Incumbent
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def incumbent(subject: Subject, along: str = "resource") -> Figure | None:
     ):
         if not points:
             continue
+        points = [points[i] for i in thinned(len(points))]
         x = [_at(point, along) for point in points]
         text = [f"trial {point.number} at {subject.unit} {point.resource}" for point in points]
         drawn.add_trace(
@@ -73,6 +74,8 @@ def section(subject: Subject) -> Section | None:
         f"worse when a trial goes further than all before. The best value at {subject.unit} "
         f"{subject.started.max_resource} only gets better."
     )
+    if (changes := len(subject.state.incumbents)) > MOST_POINTS:
+        what += f" {MOST_POINTS} of the {changes} times that it changed are drawn."
     return Section(
         "incumbent",
         "Incumbent",

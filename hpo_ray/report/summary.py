@@ -13,7 +13,7 @@ from hpo_ray.best import CHECKPOINT_FOLDER
 from hpo_ray.commands import python, report_command, resume_command, short
 from hpo_ray.results import BEST_FOLDER, REPORT_FILE, TRIALS_FILE, StudyResult, StudyState
 from hpo_ray.trials import TrialRecord, flat, split_error
-from hpo_ray.view import ENDED, clock, config_text, count, incumbent, last_line, spent, table, virtual_clock
+from hpo_ray.view import ENDED, clean, clock, config_text, count, incumbent, last_line, spent, table, virtual_clock
 
 if TYPE_CHECKING:
     from hpo_ray.study import Draft
@@ -50,7 +50,7 @@ def summary(result: StudyResult, draft: Draft, next_command: str, report: Path |
         lines.append(f"test       {test} (computed for this trial only)")
     if result.test_error:
         lines.append(f"test       could not be computed: {result.test_error}")
-    lines += _config_lines(best, draft)
+    lines += [clean(line) for line in _config_lines(best, draft)]
     if ended and ended.model:
         lines.append(f"model      {_model_text(ended.model, draft)}")
     if draft.task.metrics:
