@@ -15,7 +15,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
-from conftest import PostgreSQL
+from postgresql import PostgreSQL
 from storages import all_of, check_is_the_study, contents, follow, reading
 
 from hpo_ray.__main__ import main
