@@ -264,6 +264,7 @@ class StudyResult:
         test_metrics: metrics of the best trial on the test split, where the task has one.
         test_error: why they could not be computed.
         store_note: what the store lacks of it, and what to do; None if it has all.
+        tracker_note: the same of its tracker.
     """
 
     path: Path
@@ -271,6 +272,7 @@ class StudyResult:
     test_metrics: Mapping[str, float] | None = None
     test_error: str | None = None
     store_note: str | None = None
+    tracker_note: str | None = None
 
     @property
     def best(self) -> TrialRecord | None:
