@@ -105,8 +105,9 @@ class Copy:
         if trial.schedule is not None:
             metrics |= {f"{CONFIG}{name}": value for name, value in _numbers(flat(trial.config)).items()}
         number = self._heard[trial.trial_id] = self._heard.get(trial.trial_id, 0) + 1
-        point = Point(number, event.resource, self._epoch(event.time), metrics)
-        self._points.setdefault(trial.trial_id, []).append(point)
+        if metrics:
+            point = Point(number, event.resource, self._epoch(event.time), metrics)
+            self._points.setdefault(trial.trial_id, []).append(point)
 
     def _epoch(self, time: float) -> float:
         assert self._state.started is not None

@@ -46,34 +46,42 @@ class _TensorBoard(Session):
 
         self._study, self._folder, self._make = study, folder, SummaryWriter
         self._writers: dict[int, SummaryWriter] = {}
+        self._files = 0
+        self._unfinished: dict[int, TrialNews] = {}
+        """The last news of trials that haven't ended."""
 
     def write(self, news: TrialNews) -> None:
-        number, state = news.trial.number, news.trial.state
-        writer = self._writers.get(number)
-        if writer is None and (news.points or news.ended is not None):
-            writer = self._writers[number] = self._make(str(self._folder / str(number)))
-        if writer is None:
-            return
-        for point in news.points:
-            for name, value in point.metrics.items():
-                writer.add_scalar(name, value, point.resource, walltime=point.time)
+        number = news.trial.number
+        self._unfinished[number] = news
+        if news.points:
+            writer = self._writer(number)
+            for point in news.points:
+                for name, value in point.metrics.items():
+                    writer.add_scalar(name, value, point.resource, walltime=point.time)
+            writer.flush()
         if news.ended is not None:
-            self._describe(writer, news)
-        writer.flush()
-        if state != "running":  # a paused one that goes on continues in another file: thousands may be paused
-            writer.close()
-            del self._writers[number]
+            self._describe(news, news.ended)
+            del self._unfinished[number]
+        if news.trial.state != "running" and number in self._writers:  # of those that are paused there may be thousands
+            self._writers.pop(number).close()
 
-    def _describe(self, writer: SummaryWriter, news: TrialNews) -> None:
+    def _writer(self, number: int) -> SummaryWriter:
+        """That of a trial; one that goes on after a pause gets another file."""
+        if number not in self._writers:
+            self._files += 1  # two files of one second would have one name
+            suffix = f".{self._files:08}"  # TensorBoard reads them in the order of their names
+            self._writers[number] = self._make(str(self._folder / str(number)), filename_suffix=suffix)
+        return self._writers[number]
+
+    def _describe(self, news: TrialNews, time: float) -> None:
         """The row of the HParams table, and what else is known as a text."""
         from tensorboardX.summary import hparams
 
-        trial, metric = news.trial, self._study.started.metric
+        trial, metric, writer = news.trial, self._study.started.metric, self._writer(news.trial.number)
         params = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in news.params.items()}
         for summary in hparams(params, {} if trial.value is None else {metric: trial.value}):
-            writer.file_writer.add_summary(summary, walltime=news.ended)
-        tags = self._study.trial_tags(trial)
-        writer.add_text("trial", _table(tags), trial.resource, walltime=news.ended)
+            writer.file_writer.add_summary(summary, walltime=time)
+        writer.add_text("trial", _table(self._study.trial_tags(trial)), trial.resource, walltime=time)
 
     def finish(self, state: StudyState) -> None:
         started = self._study.started
@@ -84,6 +92,8 @@ class _TensorBoard(Session):
         if (files := self._study.best_files(state.best)) is not None:
             tags["best_files"] = str(files)
         end = started.time + (state.ended.time if state.ended is not None else 0.0)
+        for news in self._unfinished.values():
+            self._describe(news, end)
         writer.add_text(STUDY, _table(tags), 0, walltime=end)
         writer.close()
 

@@ -94,7 +94,8 @@ class _Wandb(Session):
         online = where["mode"] == "online"
         self._memory = Memory(study, "wandb", f"{_server()}/{where['entity']}/{where['project']}") if online else None
         self._runs: dict[int, Run] = {}
-        self._own = self._init(study.identity, study.name, "study", study.started.time)
+        self._open = True
+        self._own = self._init(study.identity, study.name, "study")
 
     def write(self, news: TrialNews) -> None:
         number = news.trial.number
@@ -103,7 +104,7 @@ class _Wandb(Session):
         run = self._runs.get(number)
         if run is None:
             run_id, name = f"{self._study.identity}-{number}", self._study.run_name(news.trial)
-            run = self._runs[number] = self._init(run_id, name, "trial", news.began)
+            run = self._runs[number] = self._init(run_id, name, "trial")
             run.config.update(dict(news.config), allow_val_change=True)
             run.define_metric(RESOURCE, hidden=True)
             run.define_metric("*", step_metric=RESOURCE)
@@ -138,6 +139,17 @@ class _Wandb(Session):
             run.finish()
         self._runs.clear()
         own.finish(exit_code=1 if state.ended is not None and state.ended.state == "failed" else 0)
+        self._open = False
+
+    def close(self) -> None:
+        """Ends the runs for now, so that the next session may have them, and sees the files written."""
+        import wandb
+
+        for run in [*self._runs.values(), *([self._own] if self._open else [])]:
+            run.finish()
+        self._runs.clear()
+        self._open = False
+        wandb.teardown()  # a run's own end doesn't wait for the process that writes
 
     def _upload_best(self, tags: dict[str, Any], files: Path | None) -> None:
         if files is None:
@@ -149,7 +161,7 @@ class _Wandb(Session):
         artifact.add_dir(str(files))
         self._own.log_artifact(artifact, aliases=["best"])
 
-    def _init(self, run_id: str, name: str, kind: str, began: float) -> Run:
+    def _init(self, run_id: str, name: str, kind: str) -> Run:
         import wandb
 
         started = self._study.started
@@ -174,7 +186,6 @@ class _Wandb(Session):
                 x_disable_stats=True,
                 x_disable_meta=True,
                 x_save_requirements=False,
-                x_start_time=began,
             ),
         )
 
