@@ -21,6 +21,7 @@ from hpo_ray.trials import TrialRecord
 if TYPE_CHECKING:
     from aim import Repo, Run
 
+
 class AimTracker(Tracker):
     """Writes to an Aim repository.
 

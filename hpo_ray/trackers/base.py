@@ -159,7 +159,7 @@ class Session(ABC):
 
     @abstractmethod
     def finish(self, state: StudyState) -> None:
-        """Tells that the study has ended, finished or not, and which trial is best; may come once more after a resume."""
+        """Tells that nothing comes any more: the study has ended, or its process has died; and which trial is best."""
 
     def close(self) -> None:
         """Lets the tracker go. Raises nothing."""

@@ -96,12 +96,9 @@ class Following:
                 f"minutes at most. Whatever lacks then: {resume_command(self._folder)}"
             )
         finally:
-            _drop(process)
-        self._listening.join(1.0)
+            lines = self._let_go(process)
         if process.returncode == 0:
             return None
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
         why = self._problem or without_password(lines[-1] if lines else f"its process ended with {process.returncode}")
         return f"{place} lacks a part of this study: {why}; to send it: {resume_command(self._folder)}"
 
@@ -111,19 +108,23 @@ class Following:
             stream.write(json.dumps(content).encode() + b"\n")  # type: ignore[union-attr]
             stream.flush()  # type: ignore[union-attr]
 
+    def _let_go(self, process: subprocess.Popen[bytes]) -> list[str]:
+        """Closes what is ours of a process, which may go on; the lines that it wrote to its standard error."""
+        with suppress(OSError):
+            process.stdin.close()  # type: ignore[union-attr]
+        if process.poll() is None:
+            process.returncode = 0  # nobody waits for it any more, and Python need not warn of that
+        else:
+            self._listening.join(1.0)
+        with self._errors as file:
+            file.seek(0)
+            return file.read().decode(errors="replace").strip().splitlines()
+
     def _listen(self) -> None:
         stream = self._process.stdout  # type: ignore[union-attr]
         with stream:  # type: ignore[union-attr]
             for line in stream:  # type: ignore[union-attr]
                 self._problem = line.decode(errors="replace").strip()
-
-
-def _drop(process: subprocess.Popen[bytes]) -> None:
-    """Closes what is ours of a process, which may go on."""
-    with suppress(OSError):
-        process.stdin.close()  # type: ignore[union-attr]
-    if process.poll() is None:  # nobody waits for it any more
-        process.returncode = 0
 
 
 def follow(

@@ -230,6 +230,12 @@ READERS: dict[str, Callable[[Path, Path], Content]] = {
 }
 STATUS = {
     "tensorboard": {state: state for state in ("completed", "stopped", "failed", "running", "paused")},
-    "mlflow": {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "KILLED", "paused": "KILLED"},
+    "mlflow": {
+        "completed": "FINISHED",
+        "stopped": "FINISHED",
+        "failed": "FAILED",
+        "running": "KILLED",
+        "paused": "KILLED",
+    },
 }
 STATUS["wandb"] = STATUS["aim"] = dict.fromkeys(STATUS["mlflow"], "finished") | {"failed": "failed"}

@@ -30,10 +30,18 @@ MODULES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb", 
 COMMON = ["executor=inprocess", "store=none"]
 STUDIES = {
     "hyperband": ["task=parabola", "method=hyperband", "scheduler.max_resource=3", "budget.rounds=1"],
-    "pbt": ["task=parabola", "method=pbt", "scheduler.population=4", "scheduler.max_resource=6", "scheduler.interval=2"],
+    "pbt": [
+        *("task=parabola", "method=pbt", "scheduler.population=4"),
+        *("scheduler.max_resource=6", "scheduler.interval=2"),
+    ],
     "failing": [
         *("task=custom", "task.trainable=mine.not_finite", "space={lr: {low: 0.01, high: 1.0}}"),
-        *("method=random", "budget.trials=3", "scheduler.max_resource=3", "searcher.initial=[{lr: 0.2}, {lr: 0.6}, {lr: 0.9}]"),
+        *(
+            "method=random",
+            "budget.trials=3",
+            "scheduler.max_resource=3",
+            "searcher.initial=[{lr: 0.2}, {lr: 0.6}, {lr: 0.9}]",
+        ),
     ],
 }
 
@@ -259,13 +267,19 @@ def test_a_package_that_lacks_is_named_before_anything_starts(
 
 
 WRONG = [
-    (["mlflow", "tracker.uri=./mlruns"], ["tracker.uri=./mlruns", "given up", "http://HOST:5000", "sqlite:///mlflow.db"]),
+    (
+        ["mlflow", "tracker.uri=./mlruns"],
+        ["tracker.uri=./mlruns", "given up", "http://HOST:5000", "sqlite:///mlflow.db"],
+    ),
     (["mlflow", "tracker.uri=htp://a:1"], ["tracker.uri=htp://a:1", "nearest: http"]),
     (["mlflow", "tracker.uri=http://a:b"], ["tracker.uri=http://a:b", "can't be parsed", "http://HOST:5000"]),
     (["mlflow", "tracker.uri=http://me:hush@a:1"], ["tracker.uri=http://me@a:1", "MLFLOW_TRACKING_PASSWORD"]),
     (["mlflow", "tracker.uri=sqlite:///no/where/a.db"], ["tracker.uri=sqlite:///no/where/a.db", "no folder no/where"]),
     (["mlflow", "tracker.experiment=''"], ["tracker.experiment=''", "name"]),
-    (["wandb"], ["tracker.mode=online", "https://api.wandb.ai", "wandb login", "WANDB_API_KEY", "tracker.mode=offline"]),
+    (
+        ["wandb"],
+        ["tracker.mode=online", "https://api.wandb.ai", "wandb login", "WANDB_API_KEY", "tracker.mode=offline"],
+    ),
     (["wandb", "tracker.mode=of"], ["tracker.mode=of", "online or offline"]),
     (["wandb", "tracker.mode=offline", "tracker.project=a/b"], ["tracker.project=a/b", "without /"]),
     (["wandb", "tracker.api_key=hush"], ["tracker.api_key", "unknown key", "mode"]),
