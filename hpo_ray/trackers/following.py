@@ -31,6 +31,8 @@ POLL_S = 1.0
 LONGEST_PAUSE_S = 30.0
 LAST_S = 600
 """How long after the end of its study the process may still be at work, on an upload for example."""
+FAILED_S = 1.0
+"""How long the end of a study waits for a tracker that is out of reach."""
 LOCK = ".tracker"
 """The file in a study's folder that the process holds locked, so that no two tell the same."""
 
@@ -88,15 +90,15 @@ class Following:
         self._say({"over": True}, process)
         place = self._tracker.place(self._folder.parent)
         try:
-            process.wait(min(timeout_s, 1.0) if self._problem else timeout_s)
-        except subprocess.TimeoutExpired:
+            ended = self._wait(process, timeout_s)
+        finally:
+            lines = self._let_go(process)
+        if not ended:
             going = f"; {self._problem}" if self._problem else ""
             return (
                 f"{place} lacks a part of this study so far{going}; a process goes on with it for {LAST_S // 60} "
                 f"minutes at most. Whatever lacks then: {resume_command(self._folder)}"
             )
-        finally:
-            lines = self._let_go(process)
         if process.returncode == 0:
             return None
         why = self._problem or without_password(lines[-1] if lines else f"its process ended with {process.returncode}")
@@ -107,6 +109,22 @@ class Following:
         with suppress(OSError):  # it may have ended: why, its exit tells
             stream.write(json.dumps(content).encode() + b"\n")  # type: ignore[union-attr]
             stream.flush()  # type: ignore[union-attr]
+
+    def _wait(self, process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+        """Waits for the end of a process, not for long after something goes wrong; whether it came."""
+        began = time.monotonic()
+        failed_at: float | None = None
+        while True:
+            now = time.monotonic()
+            if self._problem and failed_at is None:
+                failed_at = now
+            until = began + timeout_s if failed_at is None else min(began + timeout_s, failed_at + FAILED_S)
+            try:
+                process.wait(max(0.0, min(until - now, 0.2)))
+                return True
+            except subprocess.TimeoutExpired:
+                if now >= until:
+                    return False
 
     def _let_go(self, process: subprocess.Popen[bytes]) -> list[str]:
         """Closes what is ours of a process, which may go on; the lines that it wrote to its standard error."""
@@ -173,7 +191,7 @@ def reason(error: BaseException) -> str:
     """What went wrong, in one line without a password."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return without_password(text if len(text) < 300 else f"{text[:300]} ...")
+    return without_password(text if len(text) < 200 else f"{text[:200]} ...")
 
 
 def _close(copy: Any) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 RESOURCE = "resource"
-_INIT_S = 30.0
+_INIT_S = 15.0
 _KEY = "WANDB_API_KEY"
 
 

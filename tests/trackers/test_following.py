@@ -13,6 +13,7 @@ import pytest
 from hpo_ray.__main__ import main
 from hpo_ray.executors import loop
 from hpo_ray.testing import run_study
+from hpo_ray.trackers import following
 from hpo_ray.trackers.following import LOCK
 
 TYPED = ["task=parabola", "method=random", "budget.trials=2", "scheduler.max_resource=2", "store=none"]
@@ -47,6 +48,9 @@ class Told(Session):
     def finish(self, state):
         files = self.study.best_files(state.best)
         self._say("end", state.ended and state.ended.state, state.best.number, files and sorted(os.listdir(files)))
+    def close(self):
+        if os.path.exists("pipe"):
+            open("pipe", "w").close()
 '''
 
 
@@ -58,6 +62,7 @@ def own_tracker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "own" / "tracker" / "own.yaml").write_text("# @package tracker\n_target_: own_tracker.Own\n")
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setattr(loop, "_TRACKER_S", 120.0)
+    monkeypatch.setattr(following, "FAILED_S", 120.0)
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +144,7 @@ def test_a_study_whose_process_was_killed_is_told_as_far_as_it_came(folder: Path
         "import os\nfrom ray import tune\n"
         "def train(config):\n    tune.report({'loss': config['x']})\n    os.kill(os.getpid(), 9)\n"
     )
+    os.mkfifo(folder / "pipe")
     typed = ["task=custom", "task.trainable=dies.train", "space={x: {low: 0.0, high: 1.0}}", *TYPED[1:], *OWN]
     done = subprocess.run(
         [sys.executable, "-m", "hpo_ray", *typed, "view=none", "study.name=killed"],
@@ -146,10 +152,7 @@ def test_a_study_whose_process_was_killed_is_told_as_far_as_it_came(folder: Path
         stdout=subprocess.PIPE,
     )
     assert done.returncode == -9
-    import fcntl
-
-    with (folder / "outputs" / "killed" / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # which the process gives back at its end
+    (folder / "pipe").read_bytes()  # until the process that goes on has opened and closed it
     assert told(folder) == [["killed", 0, "running", [1]], ["killed", "end", None, 0, None]]
 
 

@@ -151,7 +151,8 @@ def _configs(result: StudyResult) -> dict[tuple[str, int], Mapping[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("study", STUDIES)
+# What becomes of a population is seen in the next test, too.
+@pytest.mark.parametrize("study", ["hyperband", "failing", pytest.param("pbt", marks=pytest.mark.slow)])
 def test_a_tracker_has_what_the_log_says(name: str, study: str, folder: Path, home: Path) -> None:
     result = run_study([*STUDIES[study], *COMMON], folder / "outputs")
     content = tell(result, name, home)
