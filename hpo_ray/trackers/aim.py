@@ -10,6 +10,7 @@ epochs are units of resource.
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,10 @@ from hpo_ray.trials import TrialRecord
 
 if TYPE_CHECKING:
     from aim import Repo, Run
+
+
+_LISTED_S = 0.6
+"""Aim remembers for half a second which runs there are, and takes one that it has just made for missing."""
 
 
 class AimTracker(Tracker):
@@ -118,7 +123,9 @@ class _Aim(Session):
         quiet: dict[str, Any] = {"system_tracking_interval": None, "capture_terminal_logs": False}
         run_hash = self._memory.runs.get(str(trial.number))
         if run_hash is not None and not self._repo.run_exists(run_hash):
-            run_hash = None  # somebody has deleted it
+            time.sleep(_LISTED_S)
+            if not self._repo.run_exists(run_hash):
+                run_hash = None  # somebody has deleted it
         run = Run(run_hash, repo=self._repo, experiment=self._study.name, **quiet)
         if run_hash is None:
             self._memory.runs[str(trial.number)] = run.hash

@@ -151,8 +151,8 @@ def _configs(result: StudyResult) -> dict[tuple[str, int], Mapping[str, Any]]:
     return found
 
 
-# What becomes of a population is seen in the next test, too.
-@pytest.mark.parametrize("study", ["hyperband", "failing", pytest.param("pbt", marks=pytest.mark.slow)])
+# The next two tests see the other studies, too.
+@pytest.mark.parametrize("study", ["failing", *(pytest.param(s, marks=pytest.mark.slow) for s in ("hyperband", "pbt"))])
 def test_a_tracker_has_what_the_log_says(name: str, study: str, folder: Path, home: Path) -> None:
     result = run_study([*STUDIES[study], *COMMON], folder / "outputs")
     content = tell(result, name, home)
@@ -163,10 +163,14 @@ def test_a_tracker_has_what_the_log_says(name: str, study: str, folder: Path, ho
         assert content.best_files is not None
         assert [path.name for path in content.best_files.iterdir()] == ["best.json"], "it reports no checkpoints"
         return
-    assert content.best_files is not None
-    kept = json.loads((content.best_files / "best.json").read_text())
-    assert result.best is not None and kept["number"] == result.best.number
-    elsewhere = folder / "elsewhere"  # a study's folder whose best trial is what the tracker has
+    check_best_loads(content, result, folder)
+
+
+def check_best_loads(content: Content, result: StudyResult, folder: Path) -> None:
+    """From what the tracker has of the best trial."""
+    assert content.best_files is not None and result.best is not None
+    assert json.loads((content.best_files / "best.json").read_text())["number"] == result.best.number
+    elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "best").symlink_to(content.best_files)
     (elsewhere / "config.yaml").symlink_to(result.path / "config.yaml")
@@ -202,6 +206,7 @@ def test_a_resumed_study_goes_on_in_the_same_runs(name: str, folder: Path, home:
     wanted = tell(undisturbed, name, home)
     plain, wanted = (replace(content, tags={}, best_files=None, incumbent=None) for content in (after, wanted))
     assert plain == wanted
+    check_best_loads(after, result, folder)
 
 
 class Remembers(Tracker):
