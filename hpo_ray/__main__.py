@@ -156,7 +156,9 @@ def _resume(typed: list[str]) -> int:
     if study.done:
         from hpo_ray.executors.loop import complete
 
-        complete(study.folder, study.draft)
+        note = complete(study.folder, study.draft).tracker_note
+        if note is not None and not quiet:
+            print(f"tracker    {note}")
         if not quiet:
             print(f"{study.folder.name} has finished: {study.done}. To go on give it more, for example budget.trials=")
         return 0

@@ -120,13 +120,6 @@ class StoreSection:
 
 
 @dataclass
-class TrackerSection:
-    """`tracker.*`: Ray Tune callbacks that record the trials elsewhere."""
-
-    callbacks: list[Any] = field(default_factory=list)
-
-
-@dataclass
 class Config:
     """Everything that can be configured."""
 
@@ -144,7 +137,7 @@ class Config:
     executor: Any = None
     resources: ResourcesSection = field(default_factory=ResourcesSection)
     cluster: Any = None
-    tracker: TrackerSection = field(default_factory=TrackerSection)
+    tracker: Any = None  # `_target_` names a tracker; `callbacks`: Ray Tune callbacks of one's own, beside it or alone
     store: StoreSection = field(default_factory=StoreSection)
     budget: BudgetSection = field(default_factory=BudgetSection)
     failure: FailureSection = field(default_factory=FailureSection)

@@ -266,6 +266,7 @@ class StudyResult:
         test_error: why they could not be computed.
         store_note: what the store lacks of it, and what to do; None if it has all.
         report_note: why its report could not be written.
+        tracker_note: what its tracker lacks of it, and what to do; None if it has all.
     """
 
     path: Path
@@ -274,6 +275,7 @@ class StudyResult:
     test_error: str | None = None
     store_note: str | None = None
     report_note: str | None = None
+    tracker_note: str | None = None
 
     @property
     def best(self) -> TrialRecord | None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from hpo_ray.executors.base import Executor
     from hpo_ray.searchers.core import SearcherCore
+    from hpo_ray.trackers.base import Tracker
     from hpo_ray.trainables.settings import Hypergradient
 
 
@@ -162,6 +163,8 @@ class Study:
     Attributes:
         draft: what was known before.
         trainable: the user's function or class.
+        tracker: who is told what is in its log; None for nobody.
+        callbacks: Ray Tune callbacks of the user's own.
         context: what all trials share.
         time_attr: name of the reported value that counts resource.
         max_retries: how often a trial that fails is tried again.
@@ -173,6 +176,7 @@ class Study:
     searcher: Searcher
     scheduler: TrialScheduler
     executor: Executor
+    tracker: Tracker | None
     callbacks: tuple[Callback, ...]
     context: TrialContext
     time_attr: str
@@ -312,14 +316,46 @@ def build(drafted: Draft) -> Study:
         searcher=searcher,
         scheduler=scheduler,
         executor=make("executor", config["executor"], cluster=drafted.cluster),
-        callbacks=tuple(
-            make(f"tracker.callbacks[{i}]", section) for i, section in enumerate(config["tracker"]["callbacks"])
-        ),
+        tracker=tracker_of(config),
+        callbacks=tuple(make(f"tracker.callbacks[{i}]", section) for i, section in enumerate(_callbacks(config))),
         context=context,
         time_attr=config["scheduler"].get("time_attr", "training_iteration"),
         max_retries=config["failure"]["max_retries"],
         max_failed_fraction=config["failure"]["max_failed_fraction"],
     )
+
+
+def tracker_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of its tracker: `_target_` and its arguments; nothing if there is none."""
+    section = config.get("tracker") or {}
+    return {name: value for name, value in section.items() if name != "callbacks"} if "_target_" in section else {}
+
+
+def tracker_of(config: Mapping[str, Any]) -> Tracker | None:
+    """The tracker of a configuration, checked; None if there is none. Asks no server.
+
+    Raises:
+        ConfigError: its package lacks, or its settings can't be.
+    """
+    section = tracker_section(config)
+    if not section:
+        return None
+    tracker: Tracker = make("tracker", section)
+    tracker.check(Path(config["study"]["root"]).absolute())
+    return tracker
+
+
+def _callbacks(config: Mapping[str, Any]) -> Sequence[Any]:
+    section = config.get("tracker") or {}
+    callbacks = section.get("callbacks") or () if isinstance(section, Mapping) else section
+    unknown = set(section) - {"callbacks"} if isinstance(section, Mapping) and "_target_" not in section else set()
+    if unknown or isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
+        raise ConfigError(
+            f"tracker={section!r}: must be one of its choices (`python -m hpo_ray list`), with tracker.callbacks a "
+            f"list of Ray Tune callbacks, [{{_target_: my_package.MyCallback}}], if there are any",
+            key="tracker",
+        )
+    return callbacks
 
 
 def _check_cluster(drafted: Draft) -> None:

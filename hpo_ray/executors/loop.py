@@ -34,11 +34,12 @@ from hpo_ray.schedulers.adapter import CoreScheduler
 from hpo_ray.searchers.adapter import SpaceSearcher
 from hpo_ray.store.projection import Projection
 from hpo_ray.store.storage import Store
-from hpo_ray.study import Draft, Study, versions
+from hpo_ray.study import Draft, Study, tracker_of, tracker_section, versions
+from hpo_ray.trackers.following import Following
 from hpo_ray.view import View
 
-_STORE_S, _INTERRUPTED_S = 10.0, 0.5
-"""How long the end of a study waits for its store, which gets what lacks later."""
+_STORE_S, _TRACKER_S, _INTERRUPTED_S = 10.0, 30.0, 0.5
+"""How long the end of a study waits for its store and its tracker, which get what lacks later."""
 
 
 def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
@@ -79,9 +80,17 @@ def run(study: Study, view: View, folder: Path | None = None) -> StudyResult:
                 events = read(log.path) if log.path.stat().st_size else []
                 mirror = None if location is None else Mirror(home, location.join(home.name))
                 store = Store.of(study.draft.config)
-                with mirror or nullcontext(), Projection(home, study.draft.space, store) as projection:
+                section = tracker_section(study.draft.config)
+                with (
+                    mirror or nullcontext(),
+                    Projection(home, study.draft.space, store) as projection,
+                    Following(home, study.tracker, section) as following,
+                ):
                     this = _Run(study, trainable, home, resources, concurrency, mirror)
-                    return _run(this, log, events, projection, view, signals)
+                    result = _run(this, log, events, projection, view, signals)
+                    interrupted = result.state.ended is not None and result.state.ended.state == "interrupted"
+                    note = following.close(_INTERRUPTED_S if interrupted else _TRACKER_S)  # it wants the best files
+                    return replace(result, tracker_note=note)
         finally:
             study.executor.stop()
 
@@ -213,15 +222,25 @@ def _end_at_once(log: EventLog, repeated: RepeatedLog | None, state: StudyState,
 
 
 def complete(folder: Path, draft: Draft) -> StudyResult:
-    """Writes what a study that has finished should have left, and has not: its process died at the very end.
+    """Writes what a study that has finished should have left, and has not, and tells its tracker what that lacks.
+
+    Its process died at the very end, or the tracker was down.
 
     Args:
         folder: its folder.
         draft: what it is.
 
     Raises:
+        ConfigError: its tracker can't be.
         StudyError: there is no room for it, or its store can't be reached.
     """
+    tracker = tracker_of(draft.config)
+    with Following(folder, tracker, tracker_section(draft.config)) as following:
+        result = _complete(folder, draft)
+        return replace(result, tracker_note=following.close(_TRACKER_S))
+
+
+def _complete(folder: Path, draft: Draft) -> StudyResult:
     location = None if draft.location is None else draft.location.join(folder.name)
     mirror = None if location is None else Mirror(folder, location)
     with closing(EventLog(folder / FILE_NAME)) as log:

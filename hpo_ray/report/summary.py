@@ -36,6 +36,7 @@ def summary(result: StudyResult, draft: Draft, next_command: str, report: Path |
     best = result.best
     folder = short(result.path)
     store = [f"store      {result.store_note}"] if result.store_note else []
+    store += [f"tracker    {result.tracker_note}"] if result.tracker_note else []
     go_on = [f"next       {next_command}"] if next_command else []
     if ended is None or ended.state == "interrupted":
         go_on = [f"resume     {resume_command(result.path)}"]

@@ -37,11 +37,15 @@ def password_free(config: Mapping[str, Any]) -> dict[str, Any]:
         part = config.get(section)
         if isinstance(part, Mapping) and isinstance(part.get("path"), str):
             config = {**config, section: {**part, "path": str(Path(part["path"]).resolve())}}
-    store = config.get("store")
-    if not isinstance(store, Mapping) or not isinstance(store.get("url"), str):
-        return dict(config)
-    url = re.sub(r"^(sqlite[\w+]*:///)(?![/:])(.+)$", lambda m: f"{m[1]}{Path(m[2]).resolve()}", store["url"])
-    return {**config, "store": {**store, "url": without_password(url)}}
+    for section, key in (("store", "url"), ("tracker", "uri")):
+        part = config.get(section)
+        if isinstance(part, Mapping) and isinstance(part.get(key), str):
+            url = re.sub(r"^(sqlite[\w+]*:///)(?![/:])(.+)$", lambda m: f"{m[1]}{Path(m[2]).resolve()}", part[key])
+            config = {**config, section: {**part, key: without_password(url)}}
+    tracker = config.get("tracker")
+    if isinstance(tracker, Mapping) and isinstance(tracker.get("repo"), str) and "://" not in tracker["repo"]:
+        config = {**config, "tracker": {**tracker, "repo": str(Path(tracker["repo"]).resolve())}}
+    return dict(config)
 
 
 def check_url(url: str) -> None:
