@@ -21,13 +21,13 @@ import os
 import re
 import shlex
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpo_ray.config import nearest
-from hpo_ray.domains import Domain, Fixed
+from hpo_ray.domains import Categorical, Domain, Fixed
 from hpo_ray.errors import ConfigError
 from hpo_ray.importers.spaces import as_texts, plain, text
 from hpo_ray.importers.writing import Imported, ImportedTrial, Report
@@ -101,6 +101,7 @@ def _imported(study: optuna.Study, where: str | None, metric: str | None, mode: 
         source = f"Optuna, the study {name} in memory" + (f", begun {begun}" if begun is not None else "")
     else:
         source = f"Optuna, the study {name} in {where}"
+    domains, texts = _domains(trials)
     constrained = dict.fromkeys(_constraint(name) for trial in trials for name in trial.constraints)
     words = ["python", "-m", "hpo_ray", "report", where or "", *([f"task.metric={metric}"] if metric else [])]
     return Imported(
@@ -111,8 +112,8 @@ def _imported(study: optuna.Study, where: str | None, metric: str | None, mode: 
         mode=metrics[first],
         max_resource=full,
         unit="step",
-        trials=[_trial(trial, list(metrics), shift, full, ours) for trial in trials],
-        domains=_domains(trials),
+        trials=[_trial(trial, list(metrics), shift, full, ours, texts) for trial in trials],
+        domains=domains,
         metrics=metrics if len(metrics) > 1 else {},
         constraints={name: {"high": 0.0} for name in constrained},
         seed=int(attrs.get("seed", 0)) if ours else 0,
@@ -139,7 +140,9 @@ def _constraint(name: object) -> str:
     return f"constraint.{name}"
 
 
-def _trial(trial: FrozenTrial, metrics: Sequence[str], shift: int, full: int, ours: bool) -> ImportedTrial:
+def _trial(
+    trial: FrozenTrial, metrics: Sequence[str], shift: int, full: int, ours: bool, texts: Collection[str]
+) -> ImportedTrial:
     attrs = trial.user_attrs
     state = _STATES.get(trial.state.name)
     start, end = (None if at is None else at.timestamp() for at in (trial.datetime_start, trial.datetime_complete))
@@ -172,7 +175,7 @@ def _trial(trial: FrozenTrial, metrics: Sequence[str], shift: int, full: int, ou
         why = "completed"
     return ImportedTrial(
         trial_id=str(attrs["trial_id"]) if ours and "trial_id" in attrs else str(trial.number),
-        config=config,
+        config={name: text(plain(value)) if name in texts else value for name, value in config.items()},
         reports=list(_reports(points, start, end, seconds)),
         state=state,
         reason=why,
@@ -214,8 +217,11 @@ def _tags(attrs: Mapping[str, Any], ours: bool) -> dict[str, Any]:
     return tags
 
 
-def _domains(trials: Sequence[FrozenTrial]) -> dict[str, Domain]:
-    """Of each parameter the domain that holds all its distributions, in the order in which they first came."""
+def _domains(trials: Sequence[FrozenTrial]) -> tuple[dict[str, Domain], set[str]]:
+    """Of each parameter the domain that holds all its distributions, and names whose choices are told apart as texts.
+
+    In the order in which they first came.
+    """
     from optuna.distributions import CategoricalDistribution
 
     told: dict[str, list[BaseDistribution]] = {}
@@ -225,17 +231,18 @@ def _domains(trials: Sequence[FrozenTrial]) -> dict[str, Domain]:
             if distribution not in known:
                 known.append(distribution)
     domains: dict[str, Domain] = {}
+    texts: set[str] = set()
     for name, distributions in told.items():
         if isinstance(distributions[0], CategoricalDistribution):
             choices = [plain(choice) for each in distributions for choice in getattr(each, "choices", ())]
-            unlike = as_texts(choices)
-            choices = list(dict.fromkeys(text(choice) if unlike else choice for choice in choices))
-            domains[name] = next(
-                iter(Space({"x": choices if len(choices) > 1 else Fixed(choices[0])}).domains.values())
-            )
+            if as_texts(choices):
+                texts.add(name)
+                choices = [text(choice) for choice in choices]
+            choices = list(dict.fromkeys(choices))
+            domains[name] = Categorical(tuple(choices)) if len(choices) > 1 else Fixed(choices[0])
         else:
-            domains[name] = next(iter(Space.from_optuna({"x": _widest(distributions)}).domains.values()))
-    return domains
+            domains[name] = Space.from_optuna({"x": _widest(distributions)}).domains["x"]
+    return domains, texts
 
 
 def _widest(distributions: Sequence[Any]) -> BaseDistribution:
@@ -309,9 +316,7 @@ def _check_sqlite(url: str) -> None:
     if not path.is_file():
         raise ConfigError(f"{without_password(url)}: there is no file {path}")
     if not _is_sqlite(path):
-        raise ConfigError(
-            f"{without_password(url)}: {path} is no SQLite database; the path of a journal file stands alone"
-        )
+        raise ConfigError(f"{without_password(url)}: {path} is no SQLite database; give a journal file by its path")
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}

@@ -350,21 +350,26 @@ def _started_from(line: Mapping[str, Any], attr: str, before: Sequence[Report], 
 
 @dataclass(frozen=True)
 class _Exploit:
+    """A trial has copied another one, and went on under another configuration."""
+
     parent: int
-    resource: int
     config: Mapping[str, Any]
 
 
 def _exploits(path: Path, folders: Sequence[_Folder]) -> dict[int, list[_Exploit]]:
-    """Who copied whom, as population based training logs it: by the number of the one that copied, in its order."""
+    """Who copied whom, as population based training logs it: by the number of the one that copied, in its order.
+
+    It logs, too, where the other one was, which may be an iteration before the checkpoint that was copied: that is
+    taken from the first report afterwards.
+    """
     log = path / "pbt_global.txt"
     numbers = {folder.tag: number for number, folder in enumerate(folders)}
     found: dict[int, list[_Exploit]] = {}
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
         try:
-            who, whom, _, resource, _, config = json.loads(line)
+            who, whom, _, _, _, config = json.loads(line)
             number, parent = (numbers[int(str(tag).partition("_")[0])] for tag in (who, whom))
-            found.setdefault(number, []).append(_Exploit(parent, int(resource), _plain(flat(config))))
+            found.setdefault(number, []).append(_Exploit(parent, _plain(flat(config))))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # torn, or of a trial whose folder has gone: its configurations are on record all the same
     return found
@@ -408,9 +413,8 @@ def _with_parents(
             yield report
             continue
         left = left[left.index(known) + 1 :]
-        there = [r.metrics for r in all_reports[known.parent] if r.resource == known.resource]
-        told = Change(change.config, known.resource, known.parent, there[-1] if there else None)
-        yield replace(report, change=told)
+        there = [r.metrics for r in all_reports[known.parent] if r.resource == change.resource]
+        yield replace(report, change=replace(change, parent=known.parent, metrics=there[-1] if there else None))
 
 
 def _end(folder: _Folder, reports: Sequence[Report], metric: str, highest: int) -> tuple[str | None, str, str | None]:

@@ -29,7 +29,7 @@ from hpo_ray.events import (
 )
 from hpo_ray.importers.spaces import as_texts, conditions, infer, plain, space_of, text
 from hpo_ray.results import REPORT_FILE, RESULT_FILE, TRIALS_FILE, StudyResult, fold
-from hpo_ray.study import draft
+from hpo_ray.study import NAME, draft
 
 METHOD = "imported"
 _FILES = (CONFIG_FILE, FILE_NAME, TRIALS_FILE, RESULT_FILE)
@@ -183,6 +183,12 @@ def _content(path: Path) -> bytes | None:
 def _folder(imported: Imported, root: Path, name: str | None) -> Path:
     """Where the study goes: a folder that is not there yet, or that holds what was imported from the same source."""
     if name is not None:
+        if not re.fullmatch(NAME, name):
+            raise ConfigError(
+                f"study.name={name!r}: must be a plain folder name of letters, digits and _ - . + =; where it lies is "
+                f"study.root (root= in Python)",
+                key="study.name",
+            )
         path = root / name
         if path.exists() and not _is_import_of(path, imported):
             raise ConfigError(
