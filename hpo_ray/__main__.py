@@ -410,11 +410,13 @@ def _print_report(folder: Path) -> None:
     from omegaconf import OmegaConf
 
     from hpo_ray.best import load_config
+    from hpo_ray.importers import replay_command
     from hpo_ray.report.summary import summary
     from hpo_ray.results import load_study
     from hpo_ray.study import draft
 
-    print(summary(load_study(folder), draft(OmegaConf.create(load_config(folder))), "").lstrip("\n"))
+    result, drafted = load_study(folder), draft(OmegaConf.create(load_config(folder)))
+    print(summary(result, drafted, replay_command(result, drafted)).lstrip("\n"))
 
 
 def _rebuild_store(root: Path, url: str | None) -> None:

@@ -6,13 +6,20 @@ which `writing` writes. Only text is read (JSON, CSV, a database's tables); noth
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hpo_ray.commands import python, short
 from hpo_ray.errors import ConfigError
 from hpo_ray.events import FILE_NAME, LogError
 from hpo_ray.importers.writing import Imported, write
 from hpo_ray.location import is_uri
+from hpo_ray.overrides import to_text
+
+if TYPE_CHECKING:
+    from hpo_ray.results import StudyResult
+    from hpo_ray.study import Draft
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 
@@ -57,6 +64,23 @@ def import_study(
     if mode not in (None, "min", "max"):
         raise ConfigError(f"mode={mode!r}: must be min or max", key="task.mode")
     return write(_read(source, metric, mode, study_name, time_attr), root, name)
+
+
+def replay_command(result: StudyResult, draft: Draft) -> str:
+    """What lets another method run on the curves of an imported study; empty of any other.
+
+    Nor is there one where trials were stopped early: their curves end before a method may want them to.
+    """
+    started = result.state.started
+    if started is None or started.source is None or result.best is None or result.state.states["stopped"]:
+        return ""
+    typed = [
+        *("task=recorded", f"task.args.path={to_text(str(short(result.path)))}"),
+        *(f"task.metric={to_text(started.metric)}", f"task.mode={started.mode}"),
+        *(f"task.max_resource={result.best.resource}", f"space={to_text(draft.space.to_config())}"),
+        *("method=tpe", "executor=simulated"),
+    ]
+    return shlex.join([python(), "-m", "hpo_ray", *typed])
 
 
 def _read(source: Any, metric: str | None, mode: str | None, study_name: str | None, time_attr: str | None) -> Imported:

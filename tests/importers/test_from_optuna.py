@@ -5,8 +5,8 @@ from __future__ import annotations
 import doctest
 import json
 import math
+import shlex
 import sqlite3
-import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -269,7 +269,7 @@ def test_a_study_of_ours_comes_back_from_its_store(folder: Path, overrides: list
     assert set(space(second).names) == set(space(first).names)
 
 
-def test_an_imported_study_is_replayed(folder: Path) -> None:
+def test_an_imported_study_is_replayed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The law of the replay: its own configurations give its own curves, on a virtual clock, to the digit."""
 
     def objective(trial: optuna.Trial) -> float:
@@ -289,6 +289,13 @@ def test_an_imported_study_is_replayed(folder: Path) -> None:
     now = run_study(["task=recorded", *typed], folder / "now")
     assert [(t.config, t.history) for t in now.records] == [(t.config, t.history) for t in then.records]
     assert now.best is not None and now.best.value == study.best_value
+
+    assert main(["report", str(then.path)]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next "))
+    words = shlex.split(command)
+    assert main([*words[words.index("hpo_ray") + 1 :], "budget.trials=4", "store=none", "view=none"]) == 0
+    again = load_study("outputs/recorded-tpe-1")
+    assert [(t.state, t.resource) for t in again.records] == [("completed", 3)] * 4
 
 
 def test_what_is_no_storage(folder: Path) -> None:
@@ -362,4 +369,3 @@ def test_a_log_of_ours_can_still_be_read_without_a_source(folder: Path) -> None:
     (first.path / FILE_NAME).write_text("".join([json.dumps(old) + "\n", *lines[1:]]))
     assert load_study(first.path).state.started.source is None  # type: ignore[union-attr]
     assert load_study(study).path == Path("outputs/s-2"), "so it is no import of this one"
-    assert sys.modules.get("mine") is None

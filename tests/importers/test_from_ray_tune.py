@@ -142,6 +142,27 @@ def test_configurations_that_change_without_a_log_of_who_copied_whom(folder: Pat
     assert [t.lineage for t in result.records] == [None] * 4
 
 
+def test_a_trial_that_goes_back_to_copy_another(folder: Path) -> None:
+    """What it goes on from is told by its next report. Of a trial that isn't there yet it can't have copied."""
+    old, new = {"lr": 0.1}, {"lr": 0.5}
+    since = {"config": new, "iterations_since_restore": 1, "timestamp": 110}
+    copies = [*(line(i, 1 / i, config=old) for i in (1, 2, 3, 4)), line(3, 0.25, **since)]
+    for later, history in ((0, [(2, 1)]), (900, None)):
+        trials = {
+            "t_0_0_": copies,
+            "t_1_1_": [line(i, i / 8, config=old, timestamp=100 + i + later) for i in (1, 2, 3)],
+        }
+        source = made(folder / f"e{later}", trials)
+        (source / "pbt_global.txt").write_text(json.dumps(["0_a", "1_b", 4, 1, old, new]) + "\n")
+        for name, identity in (("t_0_0_", "0"), ("t_1_1_", "1")):
+            lines = [{**json.loads(text), "trial_id": identity} for text in (source / name / "result.json").open()]
+            (source / name / "result.json").write_text("".join(json.dumps(each) + "\n" for each in lines))
+        trial = loaded(source).records[0]
+        assert trial.schedule == [(0, old), (2, new)] and trial.lineage == history
+        assert (trial.config, trial.trained, trial.history[-1]) == (new, 5, (3, 0.25))
+        assert (trial.resource, trial.value) == ((3, 0.25) if history else (4, 0.25))
+
+
 def test_a_restored_experiment_repeats_lines(folder: Path) -> None:
     lines = [line(1, 0.9), line(2, 0.8), line(3, 0.7), line(2, 0.8, timestamp=120), line(3, 0.7), line(4, 0.6)]
     result = loaded(made(folder / "e", {"t_0": lines}))
@@ -300,6 +321,11 @@ def _no_object(path: Path) -> None:
     (trial_folder(path, 0) / "result.json").write_text("3\n4\n")
 
 
+def _last_line(path: Path) -> None:
+    with (trial_folder(path, 0) / "result.json").open("a") as file:
+        file.write('{"loss": 0.1, "tr\n')
+
+
 def _binary(path: Path) -> None:
     (trial_folder(path, 0) / "result.json").write_bytes(b'{"a": "\xff"}\n{}\n')
 
@@ -324,6 +350,7 @@ def _nothing_to_tune(path: Path) -> None:
         (_no_results, r"experiment: none of its 4 trials has reported a number; there is nothing to load"),
         (_damage, r"units=1_.*/result\.json, line 2: damaged: .*; mend or remove that line"),
         (_no_object, r"result\.json, line 1: damaged: not a JSON object"),
+        (_last_line, r"result\.json, line 4: damaged: "),
         (_binary, r"result\.json, line 1: damaged: .* can't decode"),
         (_params, r"params\.json: damaged: Expecting property name.*; mend it, or remove .*units=2_"),
         (_unreadable, r"result\.json: can't be read: Is a directory"),
