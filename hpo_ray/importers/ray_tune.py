@@ -32,7 +32,7 @@ TIME_ATTR = "training_iteration"
 _OLDER = ("experiment_id", "warmup_time")
 """What Ray has added to results before, beside what it adds now."""
 _ERROR_LINES = 20
-_NUMBERED = re.compile(r"_(\d+)_")
+_NUMBERED = re.compile(r"(\d+)(_|$)")
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _id_in(name: str) -> str:
 
 
 def _tag(name: str, trial_id: str) -> int:
-    found = _NUMBERED.match(name.rpartition(trial_id)[2] + "_")
+    found = _NUMBERED.match(name.partition(f"_{trial_id}_")[2])
     return int(found[1]) if found else 10**9
 
 

@@ -145,22 +145,26 @@ def test_configurations_that_change_without_a_log_of_who_copied_whom(folder: Pat
 def test_a_trial_that_goes_back_to_copy_another(folder: Path) -> None:
     """What it goes on from is told by its next report. Of a trial that isn't there yet it can't have copied."""
     old, new = {"lr": 0.1}, {"lr": 0.5}
-    since = {"config": new, "iterations_since_restore": 1, "timestamp": 110}
-    copies = [*(line(i, 1 / i, config=old) for i in (1, 2, 3, 4)), line(3, 0.25, **since)]
-    for later, history in ((0, [(2, 1)]), (900, None)):
-        trials = {
-            "t_0_0_": copies,
-            "t_1_1_": [line(i, i / 8, config=old, timestamp=100 + i + later) for i in (1, 2, 3)],
-        }
-        source = made(folder / f"e{later}", trials)
+    after = line(3, 0.25, config=new, iterations_since_restore=1, timestamp=110)
+    copies = [*(line(i, 1 / i, config=old) for i in (1, 2, 3, 4)), after]
+    for later, lineage, reached in ((0, [(2, 1)], 3), (900, None, 4)):
+        copied = [line(i, i / 8, config=old, timestamp=100 + i + later) for i in (1, 2, 3)]
+        source = made(folder / f"e{later}", {"t_abcde_00000_0_a": copies, "t_abcde_00001_1_b": copied})
         (source / "pbt_global.txt").write_text(json.dumps(["0_a", "1_b", 4, 1, old, new]) + "\n")
-        for name, identity in (("t_0_0_", "0"), ("t_1_1_", "1")):
-            lines = [{**json.loads(text), "trial_id": identity} for text in (source / name / "result.json").open()]
-            (source / name / "result.json").write_text("".join(json.dumps(each) + "\n" for each in lines))
         trial = loaded(source).records[0]
-        assert trial.schedule == [(0, old), (2, new)] and trial.lineage == history
+        assert trial.trial_id == "abcde_00000"
+        assert trial.schedule == [(0, old), (2, new)] and trial.lineage == lineage
         assert (trial.config, trial.trained, trial.history[-1]) == (new, 5, (3, 0.25))
-        assert (trial.resource, trial.value) == ((3, 0.25) if history else (4, 0.25))
+        assert trial.resource == reached
+
+
+def test_a_trial_that_leaps_to_where_another_was(folder: Path) -> None:
+    after = line(6, 0.25, config={"lr": 0.5}, iterations_since_restore=1)
+    copied = [line(i, i / 8, config={"lr": 0.1}) for i in range(1, 6)]
+    source = made(folder / "e", {"t_abcde_00000_0_a": [*copied[:2], after], "t_abcde_00001_1_b": copied})
+    (source / "pbt_global.txt").write_text(json.dumps(["0_a", "1_b", 2, 5, {"lr": 0.1}, {"lr": 0.5}]) + "\n")
+    trial = loaded(source).records[0]
+    assert (trial.lineage, trial.trained, trial.schedule) == ([(5, 1)], 3, [(0, {"lr": 0.1}), (5, {"lr": 0.5})])
 
 
 def test_a_restored_experiment_repeats_lines(folder: Path) -> None:
