@@ -20,6 +20,8 @@ from hpo_ray.errors import ConfigError, HpoRayError, StudyError
 from hpo_ray.location import is_uri
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from hpo_ray.study import Draft
 
 HELP = """\
@@ -41,6 +43,8 @@ verbs
                   (exit codes: 0 it finished, 1 it failed, was interrupted or died, 130 you looked away)
                   --serve opens them in optuna-dashboard, on this machine only [--port 8080; 0: any]
                   --rebuild-store writes their Optuna storage anew from the logs
+                  or of what others have left, which it makes a study of:
+                  report ~/ray_results/NAME task.metric=loss task.mode=min, report sqlite:///studies.db
   fetch           bring a study's folder here:  python -m hpo_ray fetch s3://bucket/prefix/NAME [INTO] [--all]
                   --all: with the checkpoints of its trials, and not of the best only
   list            what there is: methods, tasks, searchers, schedulers, studies
@@ -358,8 +362,11 @@ def _report(typed: list[str]) -> int:
         raise ConfigError(f"report {given[0]} {' '.join(paths)}: takes one study's folder, or one with studies in it")
     from hpo_ray.config import load
     from hpo_ray.events import FILE_NAME
+    from hpo_ray.importers import is_foreign
 
     config = load(overrides, options.config_dir, options.config_name)
+    if not (options.follow or options.serve):
+        paths = [str(_import(path, config, overrides)) if is_foreign(path) else path for path in paths]
     if remote := next((path for path in paths if is_uri(path)), None):
         raise ConfigError(f"report {remote}: bring it here first: python -m hpo_ray fetch {shlex.quote(remote)}")
     path = Path(paths[0] if paths else config.study.root)
@@ -413,6 +420,24 @@ def _fetch(typed: list[str]) -> int:
 
         print(f"load it    {load_command(folder)}")
     return 0
+
+
+def _import(source: str, config: DictConfig, overrides: Sequence[str]) -> Path:
+    """Makes a study of what another program has left; its folder."""
+    from hpo_ray.importers import import_study
+
+    typed = {word.lstrip("+").partition("=")[0] for word in overrides}
+    given = {
+        name: getattr(section, name) if f"{key}.{name}" in typed else None
+        for key, section, name in (
+            ("task", config.task, "metric"),
+            ("task", config.task, "mode"),
+            ("scheduler", config.scheduler, "time_attr"),
+        )
+    }
+    # Of a storage it is which study, too; that one's name is then the folder's.
+    called = "name" if Path(source).is_dir() else "study_name"
+    return import_study(source, root=config.study.root, **{called: config.study.name}, **given)
 
 
 def _rebuild_store(root: Path, url: str | None) -> None:

@@ -37,7 +37,7 @@ class StudyStarted:
 
     `time` is in seconds since the epoch; in all later events it counts seconds since this one. `command`: what was
     typed; `workers`: how many trials may run at a time. `metrics`, `reference` and `constraints` are those of the task,
-    where it has several metrics or bounds to keep.
+    where it has several metrics or bounds to keep. `source`: of an imported study where it comes from.
     """
 
     kind: ClassVar[str] = "study_started"
@@ -55,6 +55,7 @@ class StudyStarted:
     metrics: Mapping[str, str] = field(default_factory=dict)
     reference: Mapping[str, float] = field(default_factory=dict)
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    source: str | None = None
     schema_version: int = SCHEMA_VERSION
 
 

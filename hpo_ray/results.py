@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpo_ray.errors import ConfigError
 from hpo_ray.events import (
     FILE_NAME,
     CheckpointSaved,
@@ -463,17 +464,72 @@ def fold(events: Iterable[Event]) -> StudyState:
     return state
 
 
-def load_study(path: str | Path) -> StudyResult:
-    """Reads a study back from its folder.
+def load_study(
+    source: Any,
+    *,
+    metric: str | None = None,
+    mode: str | None = None,
+    root: str | Path = "outputs",
+    name: str | None = None,
+    study_name: str | None = None,
+    time_attr: str | None = None,
+) -> StudyResult:
+    """Reads a study back from its folder, or imports one that another program has left.
+
+    What is imported becomes a folder like any other, `root/NAME`: `report`, `list`, the store and a replay
+    (`task=recorded`) take it from there. Imported again it is the same folder, brought up to what the source has by
+    then. Only text is read of a source, nothing is unpickled.
+
+    >>> import hpo_ray, optuna
+    >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+    >>> study = optuna.create_study(study_name="parabola", sampler=optuna.samplers.RandomSampler(seed=0))
+    >>> study.optimize(lambda trial: (trial.suggest_float("x", -1, 1) - 0.5) ** 2, n_trials=20)
+    >>> result = hpo_ray.load_study(study)
+    >>> len(result.trials), result.best.number == study.best_trial.number, result.best.config == study.best_params
+    (20, True, True)
+    >>> str(result.path)
+    'outputs/parabola'
+    >>> hpo_ray.load_study("outputs/parabola").best.value == study.best_value
+    True
+
+    An experiment of Ray Tune doesn't say what was to be optimised:
+
+        load_study("~/ray_results/train_2026-01-31_12-00-00", metric="loss", mode="min")
+
+    Of a storage with several studies: `load_study("sqlite:///studies.db", study_name="second")`.
 
     Args:
-        path: the study's folder, for example `outputs/digits_mlp-hyperband-1`.
+        source: the study's folder, for example `outputs/digits_mlp-hyperband-1`; or the folder of a Ray Tune
+            experiment; or an `optuna.Study`, the URL of a database with Optuna studies, or the path of an Optuna
+            journal file.
+        metric: of an experiment of Ray Tune the reported value that counts; of an Optuna study what its value is to be
+            called.
+        mode: of an experiment of Ray Tune `min` or `max`.
+        root: the folder that an imported study is written to.
+        name: of an imported study; by default what it is called where it comes from.
+        study_name: which study of an Optuna storage.
+        time_attr: of an experiment of Ray Tune the reported whole number that counts resource; by default
+            `training_iteration`.
 
     Raises:
-        LogError: there is no readable log in it.
+        LogError: there is no readable log in it, and nothing that could be imported.
+        ConfigError: what is to be imported can't be read, is damaged or lacks the metric; or `root/name` is something
+            else.
     """
-    path = Path(path)
+    if isinstance(source, str):
+        source = os.path.expanduser(source)
+    if not isinstance(source, str | Path) or not os.path.exists(os.path.join(source, FILE_NAME)):
+        from hpo_ray.importers import import_study
+
+        source = import_study(
+            source, metric=metric, mode=mode, root=root, name=name, study_name=study_name, time_attr=time_attr
+        )
+    path = Path(source)
     state = fold(read(path / FILE_NAME))
+    assert state.started is not None
+    for key, wanted, known in (("metric", metric, state.started.metric), ("mode", mode, state.started.mode)):
+        if wanted not in (None, known):
+            raise ConfigError(f"{key}={wanted}: {path} is a study by {known}; leave it out", key=f"task.{key}")
     best: Mapping[str, Any] | None = None
     if (path / RESULT_FILE).exists():
         best = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))["best"]

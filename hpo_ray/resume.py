@@ -78,6 +78,11 @@ def reopen(
             saved = _saved_config(folder)
     events = _events(folder)
     state = fold(events)
+    if state.started is not None and state.started.source is not None:
+        raise ConfigError(
+            f"{folder.name}: it was imported from {state.started.source}; there is nothing to go on with. Import it "
+            f"again for what has come since"
+        )
     config = load_again(saved, _allowed(saved, overrides, config_dir), config_dir)
     config.store.root = saved["store"].get("root")  # whatever `store=none` says
     again = draft(config)

@@ -11,6 +11,7 @@ from hpo_ray.commands import short
 from hpo_ray.compare import FILE as COMPARISON_FILE
 from hpo_ray.errors import ConfigError
 from hpo_ray.events import FILE_NAME
+from hpo_ray.importers import replay_command
 from hpo_ray.report.page import Head, page
 from hpo_ray.report.sections import sections
 from hpo_ray.report.several import groups, ranking, several
@@ -86,7 +87,7 @@ def report(folders: Sequence[Path], output: Path | None = None) -> str:
     drafted = Subject(results[0]).draft
     if drafted is None:
         return f"report     {short(path.resolve())}"
-    return summary(results[0], drafted, "", path.resolve()).lstrip("\n")
+    return summary(results[0], drafted, replay_command(results[0], drafted), path.resolve()).lstrip("\n")
 
 
 def _ranks(results: Sequence[StudyResult]) -> list[str]:
