@@ -92,7 +92,7 @@ def test_the_folder_is_a_study_like_any_other(experiment: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert "4 trials (2 completed, 2 failed), 7 of 7 iterations" in out and "best       loss 0.3 at iteration 3" in out
     files = {path.name: path.read_bytes() for path in Path("outputs/experiment").iterdir()}
-    assert sorted(files) == ["config.yaml", "events.jsonl", "result.json", "trials.jsonl"]
+    assert sorted(files) == ["config.yaml", "events.jsonl", "report.html", "result.json", "trials.jsonl"]
     assert main(["report", "outputs/experiment"]) == 0
     assert capsys.readouterr().out == out
     assert main(["list"]) == 0

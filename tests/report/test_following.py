@@ -295,7 +295,7 @@ def test_what_can_not_be_followed(elsewhere: Elsewhere, tmp_path: Path) -> None:
         ("--follow nowhere", "report --follow nowhere: no such folder"),
         ("--follow --serve", "report --follow --serve: one at a time"),
         ("--serve --rebuild-store", "report --serve --rebuild-store: one at a time"),
-        ("--follow a b", "report a b: takes one study's folder"),
+        ("--follow a b", "report --follow a b: takes one study's folder"),
         ("--follow s3://bucket/s", "report s3://bucket/s: bring it here first: python -m hpo_ray fetch s3://bucket/s"),
         ("--follow --port 1", "report --port: is the port of --serve"),
         ("--follow=s", "ignored explicit argument"),

@@ -103,6 +103,7 @@ def test_law_a_name_of_the_metric_is_text(tmp_path: Path) -> None:
         "incumbent",
         "curves",
         "workers",
+        "provenance",
     ]
 
 
@@ -120,8 +121,9 @@ def test_law_a_study_may_end_anywhere(tmp_path: Path, request: pytest.FixtureReq
 
 
 def test_which_sections_there_are(hyperband: Subject, population: Subject, evolution: Subject) -> None:
-    assert obeys(hyperband) == ["winner", "incumbent", "curves", "rungs", "workers"]
-    assert obeys(population) == obeys(evolution) == ["winner", "incumbent", "curves", "population", "workers"]
+    last = ["importance", "parallel", "slices", "workers", "provenance"]
+    assert obeys(hyperband) == ["winner", "incumbent", "curves", "rungs", *last]
+    assert obeys(population) == obeys(evolution) == ["winner", "incumbent", "curves", "population", *last]
 
 
 @pytest.mark.parametrize("kind", ["hyperband", "population", "evolution"])

@@ -153,7 +153,7 @@ def test_what_can_not_be_served(
     (tmp_path / "empty").mkdir()
     for typed, said in (
         (["nowhere"], "report nowhere: no such folder"),
-        (["outputs", "empty"], "report outputs empty: takes one study's folder"),
+        (["outputs", "empty"], "report --serve outputs empty: takes one study's folder"),
         (["empty"], "report --serve empty: there are no studies in it yet"),
         (["s3://bucket/outputs"], "bring it here first"),
         (["store=none"], "store=none: there is no store to serve"),
