@@ -19,7 +19,7 @@ test: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -m "not ray and not slow" --numprocesses 2
-	$(VENV)/bin/python -m pytest -m "ray and not slow"
+	$(VENV)/bin/python -m pytest -m "ray and not slow" --numprocesses 2
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow

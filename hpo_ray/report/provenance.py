@@ -20,16 +20,26 @@ def section(subject: Subject) -> Section:
     parts: list[Part] = []
     if subject.why_no_draft:
         parts.append(Words(f"Its configuration can't be read by this version: {subject.why_no_draft}"))
-    parts.append(Table(("when", "what was typed"), _typed(subject)))
-    parts.append(Listing("Run it again", run_again(subject), open=True))
-    state = subject.state
-    if state.ended is None or state.ended.state != "finished":
-        parts.append(Listing("Go on with it", resume_command(subject.folder), open=True))
-    parts.append(_versions(subject))
+    if (source := subject.started.source) is not None:
+        parts.append(
+            Words(f"It was imported from {source}, which another program wrote, {_when(subject.started.time)}.")
+        )
+        parts.append(Listing("Import it again", subject.started.command or "", open=True))
+    else:
+        parts += _ours(subject)
     path = subject.folder / CONFIG_FILE
     if path.is_file():
         parts.append(Listing(f"The whole configuration ({CONFIG_FILE})", path.read_text("utf-8", errors="replace")))
     return Section("provenance", "Where it comes from", parts)
+
+
+def _ours(subject: Subject) -> list[Part]:
+    parts: list[Part] = [Table(("when", "what was typed"), _typed(subject))]
+    parts.append(Listing("Run it again", run_again(subject), open=True))
+    ended = subject.state.ended
+    if ended is None or ended.state != "finished":
+        parts.append(Listing("Go on with it", resume_command(subject.folder), open=True))
+    return [*parts, _versions(subject)]
 
 
 def run_again(subject: Subject) -> str:
