@@ -40,3 +40,13 @@ def test_the_users_code_and_the_command_after_it(
     best = load_study("outputs/it").best
     assert best is not None and best.value is not None and best.state == "completed"
     monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+def test_the_study_from_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = (code for code, _ in PIECE.findall(TEXT) if "tune_study(" in code)
+    exec(code.replace('method="asha",', 'method="asha", executor="inprocess", view="none",'), {"__name__": "mine"})
+    best = load_study("outputs/custom-asha-1").best
+    assert best is not None and capsys.readouterr().out == f"{best.config} {best.value}\n"
