@@ -39,7 +39,12 @@ def main() -> None:
         page.evaluate("document.querySelector('nav').style.position = 'static'")  # or it covers what is below
         for name, (first, last) in PICTURES.items():
             top, bottom = page.locator(first).bounding_box(), page.locator(last).bounding_box()
-            clip = {"x": 0, "y": top["y"] - 12, "width": WIDTH, "height": bottom["y"] + bottom["height"] - top["y"] + 12}
+            clip = {
+                "x": 0,
+                "y": top["y"] - 12,
+                "width": WIDTH,
+                "height": bottom["y"] + bottom["height"] - top["y"] + 12,
+            }
             taken = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip)))
             taken.convert("RGB").quantize(128).save(HERE / name, optimize=True)
         browser.close()

@@ -120,6 +120,7 @@ def section(subject: Subject) -> Section | None:
         return None
     ranked = ranking(subject)
     words = [
+        _of_several(subject),
         _won(subject, best, ranked),
         _on_the_way(subject, best),
         _seen(subject, best),
@@ -129,14 +130,30 @@ def section(subject: Subject) -> Section | None:
         _tested(subject),
     ]
     parts: list[Part] = [Words(text) for text in words if text]
-    return Section("winner", "Why the winner won", (*parts, _table(subject, ranked[: 1 + RUNNERS_UP])))
+    title = "The best in one metric" if subject.started.metrics else "Why the winner won"
+    return Section("winner", title, (*parts, _table(subject, ranked[: 1 + RUNNERS_UP])))
+
+
+def _of_several(subject: Subject) -> str:
+    """Of several metrics none is the winner: what follows is of the first one."""
+    names = list(subject.started.metrics)
+    if not names:
+        return ""
+    front = len(subject.result.pareto_front())
+    none_beats = "one trial that no other beats" if front == 1 else f"{front} trials that no other beats"
+    return (
+        f"The study trades off {listed(names)}: the Pareto front has {none_beats} in all. What follows is about "
+        f"{subject.started.metric} alone."
+    )
 
 
 def _won(subject: Subject, best: TrialRecord, ranked: Sequence[TrialRecord]) -> str:
     state, unit, metric = subject.state, subject.unit, subject.started.metric
     over = state.ended is not None and state.ended.state == "finished"
-    verb = "won" if over else "leads so far"
-    text = f"Trial {best.number} {verb}: {metric} {value_text(best.value)} at {unit} {best.resource}"
+    verb = "won:" if over else "leads so far:"
+    if subject.started.metrics:
+        verb = "has the best"
+    text = f"Trial {best.number} {verb} {metric} {value_text(best.value)} at {unit} {best.resource}"
     if len(ranked) == 1:
         return f"{text}. No other trial has a value to compare it with."
     second = rival(subject, best)

@@ -115,7 +115,8 @@ def head(subject: Subject) -> Head:
     """What stands above the sections of a study: what it was, and the figures that one looks for first."""
     started, state, ended = subject.started, subject.state, subject.state.ended
     virtual = ended is not None and bool(ended.simulation)
-    lines = [f"{started.method} on {started.task}, {started.mode}imising {started.metric}, seed {started.seed}"]
+    aims = [f"{mode}imising {name}" for name, mode in (started.metrics or {started.metric: started.mode}).items()]
+    lines = [f"{started.method} on {started.task}, {' and '.join(aims)}, seed {started.seed}"]
     if ended is None:
         lines.append("It was running when this was written, or its process has died.")
     elif ended.reason:

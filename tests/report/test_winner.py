@@ -151,3 +151,16 @@ def test_test_metrics_stand_in_the_table_once(tmp_path: Path) -> None:
 
 def test_nothing_without_a_value(tmp_path: Path) -> None:
     assert section(study(tmp_path, started(), added(0))) is None
+
+
+def test_of_several_metrics_none_is_the_winner(tmp_path: Path) -> None:
+    first = replace(started(max_resource=1), metrics={"loss": "min", "size": "min"})
+    values = [(0.1, 9.0), (0.2, 5.0), (0.3, 6.0)]
+    reports = [event for i, (loss, size) in enumerate(values) for event in curve(i, [loss], size=size)]
+    made = section(study(tmp_path, first, *map(added, range(3)), *reports, finished()))
+    assert made is not None and made.title == "The best in one metric"
+    assert words(made)[:2] == [
+        "The study trades off loss and size: the Pareto front has 2 trials that no other beats in all. What follows is "
+        "about loss alone.",
+        "Trial 0 has the best loss 0.1 at step 1, the best of the 3 trials that got there, 0.1 ahead of trial 1 (0.2).",
+    ]
