@@ -194,9 +194,9 @@ def test_nan_raise_and_retry_in_the_middle(folder: Path, monkeypatch: pytest.Mon
     overrides += ["store.checkpoint_every=3"]
     one, together, _, _ = both([*overrides, "failure.max_failed_fraction=1"], folder, monkeypatch, calls)
     check_same_events(one, together)
-    assert [len(trial.history) for trial in together.trials] == [4, 4, 1, 1, 7, 7]
-    assert [trial.state for trial in together.trials] == [*["failed"] * 4, *["completed"] * 2]
-    assert "ValueError: went wrong" in str(together.trials[1].error)
+    assert [len(trial.history) for trial in together.records] == [4, 4, 1, 1, 7, 7]
+    assert [trial.state for trial in together.records] == [*["failed"] * 4, *["completed"] * 2]
+    assert "ValueError: went wrong" in str(together.records[1].error)
     retried = []
     for name in ("a", "b"):  # each goes wrong once
         (folder / name).mkdir()
@@ -205,7 +205,7 @@ def test_nan_raise_and_retry_in_the_middle(folder: Path, monkeypatch: pytest.Mon
         more = [path, "failure.max_retries=1", "executor=inprocess", "failure.max_failed_fraction=1"]
         retried.append(run_study([*overrides, *more], folder / f"study-{name}"))
     check_same_events(*retried)
-    assert [r for r, _ in retried[1].trials[1].history] == [1, 2, 3, 4, 4, 5, 6, 7], "from its checkpoint at 3"
+    assert [r for r, _ in retried[1].records[1].history] == [1, 2, 3, 4, 4, 5, 6, 7], "from its checkpoint at 3"
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_the_disk_holds_no_more_than_documented(folder: Path, on_disk: list[Any]
 def test_keeping_more_is_a_choice(folder: Path) -> None:
     overrides = [*own("DictCheckpoint"), "method=hyperband"]
     completed = run_study([*overrides, "store.keep_checkpoints=completed"], folder)
-    assert sorted(checkpoints(completed)) == [t.number for t in completed.trials if t.state == "completed"]
+    assert sorted(checkpoints(completed)) == [t.number for t in completed.records if t.state == "completed"]
     assert {len(names) for names in checkpoints(completed).values()} == {1}
     everything = run_study([*overrides, "store.keep_checkpoints=all"], folder)
     assert sorted(checkpoints(everything)) == list(range(17))

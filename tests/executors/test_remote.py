@@ -117,7 +117,7 @@ def test_keeping_more_is_a_choice(folder: Path, store: Location) -> None:
     overrides = own("DictCheckpoint", "hyperband", f"store.root={store}")
     completed = run_study([*overrides, "store.keep_checkpoints=completed"], folder)
     kept = {path.split("/")[1] for path in left(completed, store)[1] if "checkpoint_" in path}
-    assert kept == {str(trial.number) for trial in completed.trials if trial.state == "completed"}
+    assert kept == {str(trial.number) for trial in completed.records if trial.state == "completed"}
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_slow_workers_take_longer_and_stand_idle_first(folder: Path) -> None:
 def test_the_reported_cost_comes_before_the_function_and_a_constant_before_both(folder: Path) -> None:
     overrides = [*own("Costs"), "method=random", "budget.trials=3", *simulated(1)]
     reported = run_study([*overrides, "task.cost=mine.seconds"], folder / "a")
-    assert end(reported) == pytest.approx(sum(9 * t.config["lr"] for t in reported.trials), abs=1e-5)
+    assert end(reported) == pytest.approx(sum(9 * t.config["lr"] for t in reported.records), abs=1e-5)
     assert said(reported)["cost"] == "the reported metric cost"
     constant = run_study([*overrides, "task.cost=mine.seconds", "executor.step_s=0.25"], folder / "b")
     assert end(constant) == 3 * 9 * 0.25 and said(constant)["cost"] == "0.25 s a step (executor.step_s)"
@@ -112,7 +112,7 @@ def test_the_reported_cost_comes_before_the_function_and_a_constant_before_both(
         [*own("DictCheckpoint"), "method=random", "budget.trials=3", *simulated(1), "task.cost=mine.seconds"],
         folder / "c",
     )
-    assert end(function) == pytest.approx(sum(90 * t.config["lr"] + 45 for t in function.trials), abs=1e-4)
+    assert end(function) == pytest.approx(sum(90 * t.config["lr"] + 45 for t in function.records), abs=1e-4)
     assert said(function)["cost"] == "task.cost=mine.seconds"
     assert said(run_study(["task=parabola", *simulated(1)], folder / "d"))["cost"].startswith(
         "1 s a step: nothing says"
@@ -171,7 +171,7 @@ def test_lost_workers_cost_what_was_done_since_the_last_checkpoint(folder: Path)
     assert len(retried) == said(stormy)["lost_workers"] > 5
     assert all("was lost at" in event.error and "executor.failures" in event.error for event in retried)
     # The same trials go on, since the values are the same; what was lost was trained again, and took longer.
-    assert {t.number: t.value for t in stormy.trials} == {t.number: t.value for t in calm.trials}
+    assert {t.number: t.value for t in stormy.records} == {t.number: t.value for t in calm.records}
     assert stormy.state.trained > calm.state.trained == 69 and end(stormy) > end(calm)
     assert said(calm)["lost_workers"] == 0
     # It went on from checkpoints: nobody reports again what lies at or below the resource of its last one.

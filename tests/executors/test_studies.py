@@ -123,7 +123,7 @@ def test_more_workers_propose_the_same_configurations(folder: Path) -> None:
         run_study(["task=branin", "executor=inprocess", f"executor.workers={n}"], folder / str(n))
         for n in (1, 2, 4, 16)
     ]
-    assert all([t.config for t in run.trials] == [t.config for t in runs[0].trials] for run in runs)
+    assert all([t.config for t in run.records] == [t.config for t in runs[0].records] for run in runs)
     assert all(run.best is not None and run.best.config == runs[0].best.config for run in runs)  # type: ignore[union-attr]
 
 

@@ -505,7 +505,7 @@ def test_replay_trains_one_model_by_the_schedule(folder: Path) -> None:
     found = learn(folder / "a", "Learns", "scheduler.synchronous=true", "seed=4")
     assert found.best is not None and found.best.schedule is not None
     replayed = learn(folder / "b", "Learns", f"scheduler.path={found.path}", method="pbt_replay")
-    assert len(replayed.trials) == 1 and replayed.best is not None and replayed.state.trained == 9
+    assert len(replayed.records) == 1 and replayed.best is not None and replayed.state.trained == 9
     assert replayed.best.value == found.best.value
     assert replayed.best.schedule == found.best.schedule and replayed.best.lineage is None
     replays = decided(replayed, "replay")
@@ -554,13 +554,13 @@ def test_reports_that_step_over_points_and_functions_that_save_seldom_and_end_ea
 ) -> None:
     more = [f"scheduler.synchronous={synchronous}", "scheduler.time_attr=epoch", f"executor={executor}"]
     leaps = learn(folder / "leaps", "LearnsInLeaps", *more)
-    assert {trial.resource for trial in leaps.trials} == {10} and decided(leaps, "exploit")
+    assert {trial.resource for trial in leaps.records} == {10} and decided(leaps, "exploit")
     assert {e.resource for e in decided(leaps, "exploit")} <= {4, 6, 8}
     seldom = learn(folder / "seldom", "learns", *more)
-    assert {trial.resource for trial in seldom.trials} == {8} and seldom.state.states["completed"] == 8
+    assert {trial.resource for trial in seldom.records} == {8} and seldom.state.states["completed"] == 8
     for exploit in decided(seldom, "exploit"):
         assert exploit.resource in (2, 4, 6)  # where there was something saved
-    for trial in seldom.trials:
+    for trial in seldom.records:
         schedule = trial.schedule or [(0, trial.config)]
         ends = [*(at for at, _ in schedule[1:]), 8]
         weight = sum((end - at) * config["lr"] for (at, config), end in zip(schedule, ends, strict=True))
@@ -569,7 +569,7 @@ def test_reports_that_step_over_points_and_functions_that_save_seldom_and_end_ea
 
 def test_more_workers_end_the_same_trials(folder: Path) -> None:
     runs = [learn(folder / str(n), "Learns", f"executor.workers={n}", "scheduler.synchronous=true") for n in (1, 3, 8)]
-    assert all([t.config for t in run.trials] == [t.config for t in runs[0].trials] for run in runs)
+    assert all([t.config for t in run.records] == [t.config for t in runs[0].records] for run in runs)
     check_same_events(runs[0], learn(folder / "again", "Learns", "scheduler.synchronous=true"))
 
 

@@ -264,8 +264,8 @@ def test_hyperband_goes_on_where_it_paused(folder: Path, fidelity: str) -> None:
     typed = ["task=breast_cancer", "task.max_resource=3", f"fidelity={fidelity}", "executor=inprocess"]
     halving = run_study(["method=hyperband", *typed, "executor.workers=2"], folder)
     full = run_study(["method=random", "budget.trials=5", *typed], folder / "full")
-    assert [trial.resource for trial in halving.trials].count(3) == 3 and halving.state.trained == 11
-    for paused, whole in zip(halving.trials, full.trials, strict=True):
+    assert [trial.resource for trial in halving.records].count(3) == 3 and halving.state.trained == 11
+    for paused, whole in zip(halving.records, full.records, strict=True):
         assert paused.config == whole.config
         assert list(paused.history) == list(whole.history)[: paused.resource]
         expected = {"epochs": 341, "data_fraction": -(-341 * paused.resource // 3)}.get(fidelity)
