@@ -103,7 +103,7 @@ def check_resumes(undisturbed: StudyResult, resumed: StudyResult) -> None:
 
 
 def timeless(result: StudyResult) -> list[dict[str, Any]]:
-    """The events of a study without what two equal runs differ in: times and the study's name."""
+    """The events of a study without what two equal runs differ in: times, the study's name, who ran it and where."""
     return [_timeless(event) for event in read(result.path / FILE_NAME)]
 
 
@@ -169,7 +169,7 @@ def check_time_never_goes_back(result: StudyResult) -> None:
 
 
 def _timeless(event: Event) -> dict[str, Any]:
-    left_out = (*_CLOCKS, "study") if isinstance(event, StudyStarted) else _CLOCKS
+    left_out = (*_CLOCKS, "study", "command", "workers") if isinstance(event, StudyStarted) else _CLOCKS
     kept = {field.name: getattr(event, field.name) for field in fields(event) if field.name not in left_out}
     return {"event": event.kind, **kept}
 
