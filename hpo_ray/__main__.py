@@ -75,6 +75,8 @@ flags
 exit codes: 0 done, 1 the study failed, 2 the command or configuration can't be, 130 and 143 interrupted
 """
 
+BESIDE = ("hpo_ray.journal", "mlflow.db", "report.html", ".")
+"""What the names of files begin with that lie beside studies."""
 HYDRA_FLAGS = ("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
@@ -365,6 +367,15 @@ def _report(typed: list[str]) -> int:
     from hpo_ray.importers import is_foreign
 
     config = load(overrides, options.config_dir, options.config_name)
+    if len(paths) > 1:  # of `outputs/*`, what lies beside the studies
+        paths = [word for word in paths if not Path(word).name.startswith(BESIDE)]
+    if options.output is not None and given:
+        raise ConfigError(f"report --output: is where the page goes; {given[0]} writes none", key="--output")
+    ours = ("study.root", "store", "store.url", "view")
+    imports = ("task.metric", "task.mode", "scheduler.time_attr", "study.name") if any(map(is_foreign, paths)) else ()
+    for word in overrides:
+        if (key := word.lstrip("+~").partition("=")[0]) not in (*ours, *imports):
+            raise ConfigError(f"{word}: report shows what is there; it takes {', '.join((*ours, *imports))}", key=key)
     if not (options.follow or options.serve):
         paths = [str(_import(path, config, overrides)) if is_foreign(path) else path for path in paths]
     if remote := next((path for path in paths if is_uri(path)), None):
@@ -375,8 +386,6 @@ def _report(typed: list[str]) -> int:
         from hpo_ray.view import make_view
 
         return follow(study_folder(path), make_view(config.view))
-    if len(paths) > 1:  # of `outputs/*`, the files beside the studies
-        paths = [word for word in paths if not Path(word).is_file()]
     for folder in (Path(word) for word in (paths or [str(path)])):
         if not folder.is_dir():
             what = "is no folder" if folder.exists() else "no such folder"
@@ -396,6 +405,8 @@ def _report(typed: list[str]) -> int:
         from hpo_ray.report.writing import report
 
         print(report([Path(word) for word in paths], Path(options.output) if options.output else None))
+    elif options.output is not None:
+        raise ConfigError(f"report {path} --output: say of which studies, for example {path}/*", key="--output")
     else:
         _print_studies(path)
     return 0

@@ -83,7 +83,7 @@ def to_text(value: Any) -> str:
         # Of Hydra's grammar: a backslash stands for itself, but before a quote or at the end it has to be doubled.
         return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + (found[2] and '\\"'), value) + '"'
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {to_text(item)}" for name, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key_text(name)}: {to_text(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple | range):
         return "[" + ", ".join(to_text(item) for item in value) + "]"
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a scalar of numpy or torch
@@ -96,6 +96,18 @@ def to_text(value: Any) -> str:
         f"{value!r}: a configuration can't hold a {type(value).__name__}; give numbers, texts, lists or "
         f"mappings of them"
     )
+
+
+def _key_text(name: Any) -> str:
+    """A key of a mapping as it is typed: Hydra takes no quotes there, but a backslash before what has a meaning."""
+    text = str(name)
+    if not re.fullmatch(r"[\w/\-\\+.$%*@?|()\[\]{}:=, ]+", text, re.ASCII) or text != text.strip():
+        raise ConfigError(
+            f"{text!r}: can't be a name in a configuration that is typed; use letters, digits, spaces and "
+            f"_ - . / + $ % * @ ? | ( ) [ ] {{ }} : = ,",
+            key=text,
+        )
+    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", text)
 
 
 def without(overrides: list[str], names: list[str]) -> list[str]:

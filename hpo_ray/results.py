@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from hpo_ray.events import (
     read,
 )
 from hpo_ray.pareto import front, hypervolume, violations
-from hpo_ray.trials import TrialRecord, Trials, column_order, to_row
+from hpo_ray.trials import COLUMNS, TrialRecord, Trials, column_order, to_row
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -300,7 +301,7 @@ class StudyResult:
         import pandas
 
         rows = [to_row(trial) for trial in self.records]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        columns = list(dict.fromkeys(name for row in (dict.fromkeys(COLUMNS), *rows) for name in row))
         return pandas.DataFrame(rows, columns=sorted(columns, key=column_order))
 
     @property
@@ -524,16 +525,20 @@ def load_study(
         source = import_study(
             source, metric=metric, mode=mode, root=root, name=name, study_name=study_name, time_attr=time_attr
         )
+    elif given := [
+        key for key, value in (("name", name), ("study_name", study_name), ("time_attr", time_attr)) if value
+    ]:
+        raise ConfigError(f"{given[0]}: {source} is a study of ours, nothing is imported; leave it out", key=given[0])
     path = Path(source)
     state = fold(read(path / FILE_NAME))
     assert state.started is not None
     for key, wanted, known in (("metric", metric, state.started.metric), ("mode", mode, state.started.mode)):
         if wanted not in (None, known):
             raise ConfigError(f"{key}={wanted}: {path} is a study by {known}; leave it out", key=f"task.{key}")
-    best: Mapping[str, Any] | None = None
-    if (path / RESULT_FILE).exists():
+    with suppress(OSError, ValueError, KeyError, TypeError):  # it is derived, but for the test; the log tells the rest
         best = json.loads((path / RESULT_FILE).read_text(encoding="utf-8"))["best"]
-    return StudyResult(path, state, *((best["test_metrics"], best["test_error"]) if best else ()))
+        return StudyResult(path, state, *((best["test_metrics"], best["test_error"]) if best else ()))
+    return StudyResult(path, state)
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:

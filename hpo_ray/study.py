@@ -69,8 +69,8 @@ class Task:
     metric: str
     mode: str
     max_resource: int
-    unit: str
-    args: Mapping[str, Any]
+    unit: str = "step"
+    args: Mapping[str, Any] = field(default_factory=dict)
     cost: str | None = None
     optimum: float | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)

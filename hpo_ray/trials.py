@@ -124,6 +124,8 @@ def to_row(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
+COLUMNS = ("number", "trial_id", "state", "value", "resource", "trained", "seconds", "error")
+"""Of `to_row`, those that all trials have."""
 _GROUPS = ("config.", "metrics.", "error")
 
 

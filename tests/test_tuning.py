@@ -156,6 +156,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"task": "parabola", "space": {"x": {"low": 2, "high": 1}}}, r"space.x.*low=2"),
     ({"task": "parabola", "space": {"x": object()}}, r"a configuration can't hold a object; give numbers"),
     ({"task": "mine.train"}, r"space is empty"),
+    ({"task": "mine.train", "space": {"l<r": [1, 2]}}, r"'l<r': can't be a name in a configuration that is typed; use"),
     ({"task": "parabola", "space": 3}, r"space=3"),
     ({"task": "parabola", "overrides": ["method"]}, r"method"),
     ({"task": "parabola", "config_dir": "nowhere"}, r"--config-dir nowhere: no such folder"),
@@ -214,6 +215,7 @@ def test_a_study_that_has_ended_is_left_as_it_is(folder: Path) -> None:
         [1, "a", None, [2.5]],
         {"low": 1e-4, "high": 0.1, "log": True},
         {"choices": ["a b", "c'd"], "when": {"optimizer": "sgd"}},
+        {"learning rate": 1, "opt (v2)": [2], "a:b=c,d": 3, "x/y.z": 4},
     ],
 )
 def test_what_is_typed_is_what_was_given(value: Any) -> None:

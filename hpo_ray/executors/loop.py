@@ -15,7 +15,7 @@ from ray.tune import PlacementGroupFactory, register_trainable
 
 from hpo_ray.best import holds_best, save_best, save_config, test_best
 from hpo_ray.clusters.nodes import Request
-from hpo_ray.commands import resume_command
+from hpo_ray.commands import report_command, resume_command
 from hpo_ray.errors import ConfigError, StudyError
 from hpo_ray.events import FILE_NAME, Event, EventLog, StudyEnded, StudyResumed, StudyStarted, read, repair
 from hpo_ray.executors.binding import bind, can_save, own_request
@@ -206,7 +206,11 @@ def _run(
             raise failures[0]
         return StudyResult(folder, fold([*events, StudyEnded(ended, reason, goes_on_at(events))]), store_note=note)
     result = _leave(folder, state, failures, ended == "finished", note, this.location)
-    if _wants_report(study.draft) and ended != "interrupted":
+    if ended == "interrupted":
+        (folder / REPORT_FILE).unlink(missing_ok=True)  # somebody may have asked for one while it ran
+    elif _wants_report(study.draft):
+        if signals.last_words:  # the study itself is over
+            signals.last_words = f"all is saved but the report: {report_command(folder)}"
         result = _report(result)
     if failures:
         if isinstance(failures[0], StudyError) and (folder / REPORT_FILE).is_file():

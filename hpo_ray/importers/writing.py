@@ -30,6 +30,7 @@ from hpo_ray.events import (
 from hpo_ray.importers.spaces import as_texts, conditions, infer, plain, space_of, text
 from hpo_ray.results import REPORT_FILE, RESULT_FILE, TRIALS_FILE, StudyResult, fold
 from hpo_ray.study import NAME, draft
+from hpo_ray.view import count
 
 METHOD = "imported"
 _FILES = (CONFIG_FILE, FILE_NAME, TRIALS_FILE, RESULT_FILE)
@@ -180,6 +181,10 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
+_LONGEST = 100
+"""Characters of a folder's name."""
+
+
 def _folder(imported: Imported, root: Path, name: str | None) -> Path:
     """Where the study goes: a folder that is not there yet, or that holds what was imported from the same source."""
     if name is not None:
@@ -197,7 +202,7 @@ def _folder(imported: Imported, root: Path, name: str | None) -> Path:
                 key="study.name",
             )
         return path
-    base = re.sub(r"[^\w.+=-]+", "_", imported.name).lstrip(".+=-") or METHOD
+    base = re.sub(r"[^\w.+=-]+", "_", imported.name).lstrip(".+=-")[:_LONGEST] or METHOD
     number = 1
     while (path := root / (base if number == 1 else f"{base}-{number}")).exists():
         if _is_import_of(path, imported):
@@ -296,7 +301,11 @@ def _events(imported: Imported, name: str, shape: _Shape) -> list[Event]:
         constraints=imported.constraints,
         source=imported.source,
     )
-    ended = StudyEnded("finished", reason, max((time for time, _ in timed), default=0.0))
+    over = {event.trial_id for _, event in timed if isinstance(event, TrialEnded)}
+    if unfinished := sum(isinstance(event, TrialAdded) and event.trial_id not in over for _, event in timed):
+        reason += f"; {count(unfinished, 'trial')} had not ended there"
+    state = "interrupted" if unfinished else "finished"
+    ended = StudyEnded(state, reason, max((time for time, _ in timed), default=0.0))
     return [started, *(event for _, event in timed), ended]
 
 

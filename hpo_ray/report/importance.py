@@ -60,7 +60,7 @@ class Importances:
     """What came of both measures.
 
     Attributes:
-        names: the hyperparameters, the most important first, by the mean of the measures that know it.
+        names: the hyperparameters, the most important first by the mean of the measures; conditional ones last.
         fanova: None where it could not be computed.
         ped_anova: None where it could not be computed.
         explained: the share of the variance that the hyperparameters explain each alone; None without fANOVA.
@@ -189,7 +189,8 @@ def _caption(of: Compared, found: Importances) -> str:
     if found.conditional and found.fanova is not None:
         names = ", ".join(found.conditional)
         caption += (
-            f" Not all trials have {names}: of {'it' if len(found.conditional) == 1 else 'these'} fANOVA can't tell."
+            f" Not all trials have {names}: of {'it' if len(found.conditional) == 1 else 'these'} fANOVA can't tell, "
+            f"so {'it comes' if len(found.conditional) == 1 else 'they come'} last."
         )
     moved = any(trial.hyperparameters for trial in of.trials)
     return caption + " Hyperparameters that trials moved themselves count with where they began." * moved
@@ -252,7 +253,9 @@ def _measure(of: Compared) -> Importances:
     if not known:
         return Importances(names, conditional=conditional, why_not="No hyperparameter can be told to matter.")
     mean = {n: [m.middle[n] for m in known if n in m.middle] for n in names}
-    order = sorted(names, key=lambda name: -sum(mean[name]) / max(1, len(mean[name])))
+    # What only one measure knows has a share of other names, and can't be weighed against the rest: it comes last.
+    last = conditional if by_fanova is not None else ()
+    order = sorted(names, key=lambda name: (name in last, -sum(mean[name]) / max(1, len(mean[name]))))
     alone = min(1.0, sum(forests[0].values())) if forests[0] else None
     return Importances(tuple(order), by_fanova, by_ped_anova, alone, conditional)
 

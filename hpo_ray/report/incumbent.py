@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hpo_ray.errors import ConfigError
 from hpo_ray.report.parts import Plot, Section
 from hpo_ray.report.theme import BLUE, MOST_POINTS, ORANGE, escaped, figure, thinned
 from hpo_ray.results import Incumbent
@@ -26,6 +27,8 @@ def incumbent(subject: Subject, along: str = "resource") -> Figure | None:
     """
     import plotly.graph_objects as go
 
+    if along not in ("resource", "time"):
+        raise ConfigError(f"along={along}: must be resource or time", key="along")
     state, metric = subject.state, subject.started.metric
     if not state.incumbents:
         return None

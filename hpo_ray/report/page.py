@@ -17,6 +17,9 @@ from typing import Any
 
 from hpo_ray.report.parts import Listing, Part, Plot, Section, Table, Words
 
+_WIDE = 24
+"""Characters of a cell from which on it needs some width on a phone, where the table is scrolled."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -100,7 +103,10 @@ def _part(part: Part, identity: str) -> Iterator[str]:
 
 def _table(table: Table) -> Iterator[str]:
     def cells(row: Sequence[str], tag: str) -> str:
-        kinds = (' class="number"' if i in table.numeric else "" for i in range(len(row)))
+        kinds = (
+            ' class="number"' if i in table.numeric else ' class="wide"' if len(cell) > _WIDE else ""
+            for i, cell in enumerate(row)
+        )
         return "".join(f"<{tag}{kind}>{_text(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
 
     yield f'<div class="table"><table>\n<thead><tr>{cells(table.head, "th")}</tr></thead>\n<tbody>\n'

@@ -57,12 +57,15 @@ def parallel(subject: Subject) -> Figure | None:
     axes = [_metric(of), *(_axis(of, name) for name in importances(of).names[:MOST_AXES])]
     tenth = max(1, min(MOST_BEST, len(of) // 10))
     best, rest = of.best_first[:tenth], of.best_first[tenth:]
+    first, name_of_first = best[0], "the best"
+    if (winner := _winner(subject, of)) not in (None, first):  # the best at a lower resource
+        first, name_of_first = winner or 0, "the winner"
     others = [rest[i] for i in thinned(len(rest), MOST_LINES)]
     drawn = figure(height=70 + 48 * len(axes), hovermode="closest", margin={"l": 16, "r": 16, "t": 24, "b": 12})
     for name, trials, colour, alpha, width in (
         ("others", others, GREY, 0.22, 1.0),
-        ("the best tenth", best[1:], BLUE, 0.65, 1.5),
-        ("the best", best[:1], ORANGE, 1.0, 3.0),
+        ("the best tenth", [i for i in best if i != first], BLUE, 0.65, 1.5),
+        (name_of_first, [first], ORANGE, 1.0, 3.0),
     ):
         if not trials:
             continue
@@ -106,6 +109,12 @@ def parallel(subject: Subject) -> Figure | None:
     return drawn.update_yaxes(showline=False, ticks="")
 
 
+def _winner(subject: Subject, of: Compared) -> int | None:
+    """The index of the study's best trial; None where it is not among those that are compared."""
+    best = subject.result.best
+    return next((i for i, trial in enumerate(of.trials) if best is not None and trial.number == best.number), None)
+
+
 def section(subject: Subject) -> Section | None:
     """The parallel coordinates."""
     of, drawn = compared(subject), parallel(subject)
@@ -115,6 +124,8 @@ def section(subject: Subject) -> Section | None:
     caption = f"Each line is a trial, from its {of.metric} ({of.mode}) down through its hyperparameters. {of.said}"
     if len(of.parameters) > MOST_AXES:
         caption += f" The {MOST_AXES} most important of {len(of.parameters)} hyperparameters."
+    if (winner := _winner(subject, of)) not in (None, of.best_first[0]):
+        caption += f" The winner, trial {of.trials[winner or 0].number}, was not the best there."
     if tenth > MOST_BEST:
         caption += f" Of the best tenth, the first {MOST_BEST} are drawn."
     if len(of) - tenth > MOST_LINES:

@@ -36,11 +36,12 @@ def summary(result: StudyResult, draft: Draft, next_command: str, report: Path |
     best = result.best
     folder = short(result.path)
     store = [f"store      {result.store_note}"] if result.store_note else []
+    shown = _report_line(result, report or result.path / REPORT_FILE)
     store += [f"tracker    {result.tracker_note}"] if result.tracker_note else []
-    go_on = [f"next       {next_command}"] if next_command else []
-    if ended is None or ended.state == "interrupted":
-        go_on = [f"resume     {resume_command(result.path)}"]
-    go_on += _report_line(result, report or result.path / REPORT_FILE)
+    go_on = [*([f"next       {next_command}"] if next_command else []), shown]
+    started = state.started
+    if (ended is None or ended.state == "interrupted") and started is not None and started.source is None:
+        go_on = [shown, f"resume     {resume_command(result.path)}"]
     if state.states["failed"]:
         lines += _failed_table(result)
     if best is None:
@@ -69,11 +70,11 @@ def summary(result: StudyResult, draft: Draft, next_command: str, report: Path |
     return "\n".join([*lines, *store, *go_on])
 
 
-def _report_line(result: StudyResult, path: Path) -> list[str]:
+def _report_line(result: StudyResult, path: Path) -> str:
     """Where the report lies; where there is none, what writes it."""
     if result.report_note is not None:
-        return [f"report     {result.report_note}"]
-    return [f"report     {short(path) if path.is_file() else report_command(result.path)}"]
+        return f"report     {result.report_note}"
+    return f"report     {short(path) if path.is_file() else report_command(result.path)}"
 
 
 def _config_lines(best: TrialRecord, draft: Draft) -> list[str]:

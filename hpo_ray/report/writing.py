@@ -81,8 +81,9 @@ def report(folders: Sequence[Path], output: Path | None = None) -> str:
             return "\n".join([*_ranks(results), f"report     {short(path.resolve())}"])
         path = write_report(results[0], output)
     except OSError as error:
+        where = output or "where the studies lie"
         raise ConfigError(
-            f"report: {error.filename} can't be written: {error.strerror}; say where to, --output FILE", key="--output"
+            f"report: {where}: can't be written: {error.strerror}; say where to, --output FILE", key="--output"
         ) from None
     drafted = Subject(results[0]).draft
     if drafted is None:

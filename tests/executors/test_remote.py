@@ -29,7 +29,7 @@ METHODS = {
     "asha": ["method=asha", "scheduler.eta=2", "budget.trials=5"],
     "pbt": ["method=pbt", "scheduler.population=4", "scheduler.interval=1"],
 }
-FILES = ["best/best.json", "config.yaml", "events.jsonl", "result.json", "trials.jsonl"]
+FILES = ["best/best.json", "config.yaml", "events.jsonl", "report.html", "result.json", "trials.jsonl"]
 
 
 def own(name: str, method: str, *more: str) -> list[str]:

@@ -337,7 +337,8 @@ def test_paused_state_stays_in_memory_and_nothing_is_left_on_disk(folder: Path) 
         )
         left = {str(path.relative_to(result.path)) for path in result.path.rglob("*") if path.is_file()}
         printed = {path for path in left if path.endswith("output.log")}
-        assert left - printed == {"config.yaml", "events.jsonl", "result.json", "trials.jsonl", "best/best.json"}
+        files = {"config.yaml", "events.jsonl", "report.html", "result.json", "trials.jsonl"}
+        assert left - printed == {*files, "best/best.json"}
 
 
 def test_what_a_failed_save_wrote_is_in_nobody_elses_checkpoint(folder: Path) -> None:

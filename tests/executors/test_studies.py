@@ -375,7 +375,8 @@ def test_what_a_run_leaves_behind(folder: Path, executor: str) -> None:
     result = run_study(["task=parabola", "task.max_resource=9", *workers(executor, 1)], folder)
     assert result.path == folder / "parabola-hyperband-1"
     names = {path.name for path in result.path.iterdir()}
-    assert names == {"config.yaml", "events.jsonl", "result.json", "trials.jsonl", "best", "trials"}
+    files = {"config.yaml", "events.jsonl", "report.html", "result.json", "trials.jsonl"}
+    assert names == {*files, "best", "trials"}
     content = json.loads((result.path / "result.json").read_text())
     assert content["schema_version"] == 1 and content["state"] == "finished" and content["seed"] == 0
     assert content["metric"] == {"name": "loss", "mode": "min"}

@@ -117,7 +117,7 @@ def test_a_hyperparameter_of_some_trials_only_is_none_of_fanovas(tmp_path: Path)
     assert found.ped_anova is not None and set(found.ped_anova.middle) == {"kind", "x", "y"}
     made = section(subject)
     assert made is not None and isinstance(made.parts[0], Plot)
-    assert "Not all trials have y: of it fANOVA can't tell." in made.parts[0].caption
+    assert "Not all trials have y: of it fANOVA can't tell, so it comes last." in made.parts[0].caption
 
 
 @pytest.mark.parametrize(

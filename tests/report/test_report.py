@@ -12,6 +12,7 @@ import yaml
 from browser import Browser
 
 from hpo_ray.__main__ import main
+from hpo_ray.errors import ConfigError
 from hpo_ray.report.sections import sections
 from hpo_ray.report.subject import Subject
 from hpo_ray.report.writing import write_report
@@ -223,3 +224,66 @@ def test_the_command_line_that_ran_it_and_runs_it_again(finished: Path) -> None:
     assert main([*words[3:], "study.name=again"]) == 0
     one, other = (load_study(finished.with_name(name)).records for name in ("it", "again"))
     assert [trial.config for trial in one] == [trial.config for trial in other]
+
+
+# What can't be, and what is damaged.
+
+
+def test_mistakes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, says in (
+        (["task.mode=max"], "task.mode=max: report shows what is there; it takes study.root, store, store.url, view"),
+        (["seed=9"], "seed=9: report shows what is there"),
+        (["--output", "nowhere/it.html"], "report: nowhere/it.html: can't be written: No such file or directory; say"),
+        (["--output", "it.html", "--follow"], "report --output: is where the page goes; --follow writes none"),
+    ):
+        assert main(["report", str(finished), *typed]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["report", "outputs", "--output", "it.html"]) == 2
+    assert "say of which studies, for example outputs/*" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="along=foo: must be resource or time"):
+        load_study(finished).plot.incumbent("foo")
+    with pytest.raises(ConfigError, match=r"name: .* is a study of ours, nothing is imported; leave it out"):
+        load_study(finished, name="other")
+
+
+@pytest.mark.parametrize("content", ["", "null", "{}", "[1, 2", '{"best": 3}'])
+def test_results_that_are_damaged_are_read_from_the_log(finished: Path, content: str) -> None:
+    whole = load_study(finished)
+    (finished / "result.json").write_text(content)
+    assert load_study(finished).records == whole.records
+
+
+def test_a_study_without_trials_has_an_empty_table(finished: Path) -> None:
+    first = (finished / "events.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (finished / "events.jsonl").write_bytes(first)
+    table = load_study(finished).trials
+    assert len(table) == 0 and {"number", "state", "value", "resource"} <= set(table.columns)
+
+
+def test_what_is_on_several_studies(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another metric is a group of its own; files beside the studies are left out."""
+    words = ["executor=inprocess", "view=none", "report=false", "budget.trials=4", "method=random"]
+    assert main(["task=parabola", "study.name=again", "seed=1", *words]) == 0
+    assert main(["task=digits_mlp", "study.name=other", "scheduler.max_resource=1", *words]) == 0
+    paths = [str(path) for path in sorted(finished.parent.iterdir())]
+    assert "outputs/hpo_ray.journal" in [Path(path).relative_to(Path.cwd()).as_posix() for path in paths]
+    capsys.readouterr()
+    assert main(["report", *paths]) == 0
+    out = capsys.readouterr().out
+    assert "parabola, loss (min)\n" in out and "digits_mlp, accuracy (max)\n" in out
+    assert out.endswith("report     outputs/report.html\n")
+    page = (finished.parent / REPORT_FILE).read_text()
+    assert "3 studies: random on parabola, digits_mlp" in page and page.count("<section id=") >= 2
+
+
+def test_the_report_of_before_goes_with_an_interruption(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody may have asked for one while the study ran: it would say so for ever."""
+    words = ["task=custom", "task.trainable=mine.interrupts_itself", "space={lr: {low: 0.1, high: 1.0}}"]
+    main(["method=random", *words, "budget.trials=3", "executor=inprocess", "view=plain", "study.name=it"])
+    out = capsys.readouterr().out.splitlines()
+    assert (
+        out[-1].startswith("resume     ")
+        and out[-2].startswith("report     ")
+        and out[-2].endswith("report outputs/it")
+    )
+    assert not (folder / "outputs/it" / REPORT_FILE).exists()
