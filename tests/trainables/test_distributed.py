@@ -15,8 +15,8 @@ from hpo_ray.config import load
 from hpo_ray.errors import ConfigError
 from hpo_ray.study import build, draft
 from hpo_ray.trainables import TorchTrainable, TrialContext
-from hpo_ray.trainables.context import use_context
-from hpo_ray.trainables.distributed import Group
+from hpo_ray.trainables.context import get_context, use_context
+from hpo_ray.trainables.distributed import Group, meeting_place
 from hpo_ray.trainables.peers import _is_loss
 
 CONFIG = {"lr": 0.05, "batch_size": 8, "momentum": 0.9}
@@ -149,13 +149,14 @@ def train(
         trial.stop()
 
 
-def two_trials_one_after_another(cls: type[TorchTrainable], config: dict[str, Any]) -> Any:
-    """As a reused actor has them: the second must not depend on the first."""
+def two_trials_one_after_another(cls: type[TorchTrainable], config: dict[str, Any], meeting: str) -> Any:
+    """As a reused actor has them, each with a place to meet of its own: the second must not depend on the first."""
     trial = cls({**config, "lr": 0.3})
     trial.step()
-    trial.reset_config(config)
-    results = [trial.step() for _ in range(2)]
-    trial.stop()
+    with use_context(replace(get_context(), meeting=meeting)):
+        trial.reset_config(config)
+        results = [trial.step() for _ in range(2)]
+        trial.stop()
     return results, torch.distributed.is_initialized()
 
 
@@ -235,7 +236,9 @@ def test_a_donor_of_another_configuration(ranks: Ranks, tmp_path: Path, strategy
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_trial_after_another_in_the_same_processes(ranks: Ranks, strategy: str) -> None:
     alone = by_hand(ranks, 1, Points, CONFIG, 2)
-    results = ranks.call(two_trials_one_after_another, context(2, strategy), Points, CONFIG)
+    store, second = meeting_place("127.0.0.1")
+    results = ranks.call(two_trials_one_after_another, context(2, strategy), Points, CONFIG, second)
+    del store
     for left, right in zip(results[0][0], alone[0], strict=True):
         assert left == pytest.approx(right, **CLOSE)
     assert [left_over for _, left_over in results] == [False, False]
