@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from objectstore import CREDENTIALS, Server
 
+from hpo_ray import importing
 from hpo_ray.location import Location
 from hpo_ray.results import REPORT_FILE, StudyResult
 
@@ -45,6 +46,12 @@ def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(writing, "write_report", write)
         monkeypatch.setattr(writing, "write_several", write_several)
+
+
+@pytest.fixture(autouse=True)
+def nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test hands to `tune_study` must not stand for what another imports by the same name."""
+    monkeypatch.setattr(importing, "_given", {})
 
 
 @pytest.fixture(scope="session")
