@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import written
 from hand_made import at_once, study
 
 from hpo_ray.errors import StudyError
@@ -71,3 +72,17 @@ def test_without_two_trials_that_differ_there_is_nothing(tmp_path: Path) -> None
         assert parallel(subject) is None and section(subject) is None
     with pytest.raises(StudyError, match="no two trials with values that differ"):
         subject.result.plot.parallel()
+
+
+def test_the_winner_stands_out_where_it_was_not_the_best(tmp_path: Path) -> None:
+    """All are compared at step 1, where trial 0 was the best; trial 3 went on to step 3 and won."""
+    reports = [
+        event for i in range(24) for event in written.curve(i, [0.1 + i, 0.1 + i, 0.01] if i == 3 else [0.1 + i])
+    ]
+    added = (written.added(i, {"x": i / 24, "y": (i * 7) % 24 / 24}) for i in range(24))
+    subject = written.study(tmp_path, written.started(max_resource=3), *added, *reports, written.finished())
+    made = section(subject)
+    assert made is not None and isinstance(made.parts[0], Plot)
+    *_, last = made.parts[0].figure.data
+    assert last.name == "the winner" and last.text[0].endswith("trial 3")
+    assert "The winner, trial 3, was not the best there." in made.parts[0].caption
